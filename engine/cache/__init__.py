@@ -1,0 +1,1 @@
+"""Planning wing: which blocks hold what. No torch, no numpy."""

@@ -1,0 +1,31 @@
+"""What the engine is told at start: one frozen record, filled by `server/settings`.
+
+Every number is concrete or None for "decide from the checkpoint and the machine".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that shapes an engine. Sizes in bytes, lengths in tokens."""
+
+    model: str  # a checkpoint folder; hub ids are resolved by the front end
+    load_format: str = "safetensors"  # or "dummy": random weights from config.json
+    dtype: str = "auto"  # auto | bfloat16 | float32
+    device: str = "auto"  # auto | cpu
+    max_model_len: int | None = None  # None: what the checkpoint and the memory allow
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048  # the token budget of a step
+    kv_memory: int | None = None  # None: from memory_utilization
+    memory_utilization: float = 0.5  # share of the memory free at start that octavo may take
+    swap_space: int = 0  # host memory for swapped-out blocks; 0: preempt by recompute only
+    prefix_caching: bool = True
+    scheduling_policy: str = "fcfs"  # or "priority"
+    preemption: str = "auto"  # auto | recompute | swap
+    overlap: int = 1  # steps planned ahead: 0 or 1
+    threads: int | None = None  # None: the cores the container may use
+    deterministic: bool = True

@@ -1,0 +1,1 @@
+"""Executors: who carries a `StepPlan` out. `base` is the seam, the others are compute wing."""

@@ -1,0 +1,55 @@
+"""The seam between planning and compute: `Executor`, and the `Capacity` it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..step import StepOutput, StepPlan
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) while starting; total 0 means unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """All that planning and the front end know of the model and the hardware."""
+
+    num_blocks: int
+    block_size: int
+    num_host_blocks: int
+    max_model_len: int
+    vocab_size: int  # rows of the embedding: valid token ids are 0 .. vocab_size - 1
+    eos_token_ids: tuple[int, ...]
+    recompute_seconds_per_token: float  # measured at start
+    swap_seconds_per_block: float  # one way, measured at start
+    dtype: str
+    device: str
+    kv_bytes: int  # device memory of the KV cache
+    weight_bytes: int
+    parameters: int
+
+
+class Executor(Protocol):
+    """Carries plans out in the order they are submitted."""
+
+    def start(self, progress: Progress) -> Capacity:
+        """Load weights and allocate the KV cache.
+
+        Raises:
+            ConfigError: the checkpoint cannot be loaded, or it does not fit.
+        """
+
+    def submit(self, plan: StepPlan) -> None:
+        """Hand a plan over; returns without waiting for its result where the device allows."""
+
+    def collect(self) -> StepOutput:
+        """Wait for the oldest submitted plan and return its output.
+
+        A slice that fails alone carries its error in its result. An exception out of here means
+        that the whole step failed.
+        """
+
+    def stop(self) -> None:
+        """Release everything; idempotent."""

@@ -1,0 +1,1 @@
+"""Planning wing: who runs in the next step. No torch, no numpy."""

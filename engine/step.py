@@ -1,0 +1,185 @@
+"""The letters between the two wings, and what the outside sees of a step.
+
+Down goes a `StepPlan`, up comes a `StepOutput`; `Scheduler.commit` turns the two into `Delta`s.
+Plain frozen values of standard types only: they cross processes as they are (engine/channel.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+from .params import FinishReason, SamplingParams
+
+
+class Wants(IntFlag):
+    """What a slice is to yield besides its KV cells."""
+
+    NOTHING = 0
+    TOKEN = 1  # sample the token after the slice's last position
+    CANDIDATES = 2  # beam search: the 2 * beam_width likeliest continuations, nothing sampled
+    PROMPT_LOGPROBS = 4  # log-probabilities of the prompt tokens that follow the slice's positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All the compute wing must know of a sequence that it meets (again).
+
+    Sent on a slice's first appearance, also after preemption, swap-in, fork or resume. Sampler
+    state (penalty counts, minimum length) is rebuilt from it: `token_ids[:prompt_length]` is the
+    prompt, the rest is output.
+    """
+
+    params: SamplingParams
+    seed: int  # this choice's own seed, 0 <= seed < 2**64
+    prompt_length: int
+    token_ids: tuple[int, ...]  # every known id, whatever the slice's start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """For this sequence, compute the `count` tokens at positions start .. start + count - 1.
+
+    There is no phase: a prompt chunk, a decode and a verification differ in numbers only.
+    `token_ids` are ids appended to the sequence since the compute wing last heard of it; usually
+    empty, because the compute wing has the history and keeps what it samples itself.
+    `blocks` replace the sequence's block table from entry `first_block` on.
+    """
+
+    sequence: int
+    start: int
+    count: int
+    wants: Wants = Wants.NOTHING
+    token_ids: tuple[int, ...] = ()
+    first_block: int = 0
+    blocks: tuple[int, ...] = ()
+    history: History | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Whole-block KV traffic of one step, done in this order before the step's compute."""
+
+    swap_out: tuple[tuple[int, int], ...] = ()  # (device block, host block)
+    swap_in: tuple[tuple[int, int], ...] = ()  # (host block, device block)
+    copies: tuple[tuple[int, int], ...] = ()  # (source, destination), both on the device
+
+    def __bool__(self) -> bool:
+        return bool(self.swap_out or self.swap_in or self.copies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One step, decided. `retired`: sequences the compute wing may forget, before this step."""
+
+    number: int
+    slices: tuple[Slice, ...]
+    moves: Moves = Moves()
+    retired: tuple[int, ...] = ()
+
+    @property
+    def token_count(self) -> int:
+        """Tokens computed by the step: what the token budget limits."""
+        return sum(s.count for s in self.slices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Natural-log probabilities for one position, of the model's own distribution.
+
+    Taken before temperature, penalties and truncation. `rank` of the token is 1 for the likeliest.
+    `top_ids` and `top_logprobs` have the k likeliest, descending; ties go to the lower id.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceResult:
+    """What one slice yielded, or why it alone failed (`error`)."""
+
+    sequence: int
+    token_ids: tuple[int, ...] = ()  # accepted tokens, in order
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per accepted token, where asked for
+    candidates: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), descending
+    # For prompt tokens start + 1 .. start + count that are still prompt, where asked for.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """The compute wing's answer to the plan of the same number."""
+
+    number: int
+    results: tuple[SliceResult, ...]
+    seconds: float = 0.0  # wall time of the compute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When a sequence passed its stations, time.monotonic() seconds, and what it cost."""
+
+    arrival: float
+    first_scheduled: float
+    first_token: float
+    finished: float
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What the outside sees of one sequence after one step.
+
+    New ids with their log-probabilities; on the first one also the number of prompt tokens found
+    in the prefix cache; on the last one the finish reason (and the token id that caused a stop,
+    if it was not the end-of-sequence id) and the timing; or one error, which ends the choice.
+    """
+
+    request_id: str
+    index: int = 0  # choice index
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    score: float | None = None  # beam search: the returned beam's score
+    timing: Timing | None = None
+    error: str | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing more follows for this choice."""
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """The only thing metrics read of the engine. Gauges are as of now, counters since start."""
+
+    step: int = 0
+    running: int = 0  # sequences
+    waiting: int = 0
+    swapped: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0  # held by live sequences; cached-but-free blocks do not count
+    host_blocks_total: int = 0
+    host_blocks_used: int = 0
+    prefix_queries: int = 0  # tokens looked up, counter
+    prefix_hits: int = 0  # tokens found, counter
+    preemptions_recompute: int = 0  # counter
+    preemptions_swap: int = 0  # counter
+    blocks_swapped_out: int = 0  # counter
+    blocks_swapped_in: int = 0  # counter
+    blocks_copied: int = 0  # copy-on-write, counter
+    audit_failures: int = 0  # block accounting mismatches, counter
+    tokens_computed: int = 0  # by this step
+    sequences_computed: int = 0  # by this step
+    step_seconds: float = 0.0  # compute time of this step
+    host_seconds: float = 0.0  # schedule + commit time of this step

@@ -1,0 +1,1 @@
+"""Load tests that speak HTTP only; imports nothing else of octavo."""
