@@ -102,7 +102,7 @@ class SamplingParams:
             _require(len(self.allowed_token_ids) > 0, "allowed_token_ids", (), "not empty")
         if self.seed is not None:
             _require(
-                -(2 ** (SEED_BITS - 1)) <= self.seed < 2 ** (SEED_BITS - 1),
+                -(1 << (SEED_BITS - 1)) <= self.seed < 1 << (SEED_BITS - 1),
                 "seed",
                 self.seed,
                 "a 64-bit signed integer",
@@ -167,7 +167,7 @@ def choice_seed(seed: int, index: int) -> int:
     The others go through the finaliser of SplitMix64 (Steele, Lea, Flood 2014), so that
     neighbouring seeds and indexes give unrelated streams.
     """
-    mask = 2**SEED_BITS - 1
+    mask = (1 << SEED_BITS) - 1
     if index == 0:
         return seed & mask
     x = (seed + index * 0x9E3779B97F4A7C15) & mask
