@@ -1,0 +1,140 @@
+"""Where concrete classes are named. Everything is imported when called: importing this module
+imports no torch. It is also the entry of the engine process:
+
+    python -m octavo.engine.assembly SOCKET_FD EPOCH PARENT_PID
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .channel import Channel, Fatal, Progress, Ready, Start
+from .config import EngineConfig
+from .errors import OctavoError
+from .executor.base import Capacity, Executor
+from .executor.base import Progress as OnProgress
+
+if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
+    from .core import Engine
+    from .supervisor import EngineProcess
+
+_PR_SET_PDEATHSIG = 1
+
+
+def build_executor(config: EngineConfig) -> Executor:
+    """The executor that `config` asks for."""
+    from .executor.inline import InlineExecutor
+
+    return InlineExecutor(config)
+
+
+def build_engine(
+    config: EngineConfig, progress: OnProgress, executor: Executor | None = None
+) -> tuple[Engine, Capacity]:
+    """A started engine in this process, and what it can do.
+
+    Raises:
+        ConfigError: the checkpoint or the machine does not allow it to start.
+    """
+    from .core import Engine
+    from .scheduler.scheduler import Scheduler
+
+    executor = executor or build_executor(config)
+    capacity = executor.start(progress)
+    scheduler = Scheduler(config, capacity)
+    return Engine(scheduler, executor, overlap=config.overlap), capacity
+
+
+def build_async_engine(config: EngineConfig) -> AsyncEngine:
+    """The engine in a process of its own. The process is started here and now, so that it loads
+    while the caller still imports its web framework."""
+    from .async_engine import AsyncEngine
+
+    return AsyncEngine(lambda epoch: launch_process(config, epoch), host=launch_process(config, 0))
+
+
+def build_threaded_engine(config: EngineConfig, executor: Executor | None = None) -> AsyncEngine:
+    """The engine in a thread of this process: for tests and for use as a library."""
+    from .async_engine import AsyncEngine
+    from .supervisor import EngineThread
+
+    def run(channel: Channel) -> None:
+        run_engine(config, channel, executor)
+
+    return AsyncEngine(lambda epoch: EngineThread(run, epoch))
+
+
+def launch_process(config: EngineConfig, epoch: int) -> EngineProcess:
+    from .supervisor import EngineProcess
+
+    return EngineProcess(config, epoch)
+
+
+def run_engine(config: EngineConfig, channel: Channel, executor: Executor | None = None) -> None:
+    """Start an engine and serve a channel until it says to shut down.
+
+    What stops it from starting or going on is told over the channel.
+    """
+    from .core import serve
+
+    engine: Engine | None = None
+    try:
+        engine, capacity = build_engine(config, _reporter(channel), executor)
+        channel.send(Ready(capacity))
+        serve(engine, channel)
+    except OctavoError as error:
+        channel.send(Fatal(type(error).__name__, str(error)))
+    except OSError as error:
+        # A broken pipe means that the front end is gone: there is nobody to tell.
+        with contextlib.suppress(OSError):
+            channel.send(Fatal(type(error).__name__, str(error)))
+    finally:
+        if engine is not None:
+            engine.stop()
+
+
+def _reporter(channel: Channel) -> Callable[[str, int, int], None]:
+    def report(stage: str, done: int, total: int) -> None:
+        channel.send(Progress(stage, done, total))
+
+    return report
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process when its parent dies (Linux prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """The engine process: one socket, one configuration, one engine."""
+    fd, epoch, parent = (int(argument) for argument in arguments)
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front end's to handle
+    channel = Channel(socket.socket(fileno=fd), epoch=epoch)
+    try:
+        (first,) = channel.receive(wait=True)
+        if not isinstance(first, Start):
+            raise TypeError(f"the first message must be Start, not {type(first).__name__}")
+        run_engine(first.config, channel)
+    except EOFError:
+        return
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            channel.send(Fatal(type(error).__name__, f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Starting an engine and watching over it: `EngineProcess`, and `EngineThread` for one process.
+
+Both are `EngineHost`s: they own the far end of a socket pair and can say whether it still lives.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from .channel import Channel, Start
+from .config import EngineConfig
+
+STOP_GRACE_SECONDS = 5.0
+
+
+class EngineHost(Protocol):
+    """An engine that runs somewhere, reached through `socket`."""
+
+    socket: socket.socket
+    epoch: int
+
+    def ending(self) -> str | None:
+        """Why it is no longer alive, in words; None while it is."""
+
+    def stop(self) -> None:
+        """Wait a moment for it to leave by itself, then end it. Idempotent."""
+
+
+Launch = Callable[[int], EngineHost]
+"""launch(epoch) starts a new incarnation of the engine."""
+
+
+class EngineProcess:
+    """The engine in a process of its own, started by exec with one inherited socket.
+
+    The child leaves when the socket closes, and the kernel ends it when this process dies
+    (`octavo.engine.assembly` asks for that), so no orphan survives a killed front end.
+    """
+
+    def __init__(self, config: EngineConfig, epoch: int) -> None:
+        self.socket, inherited = socket.socketpair()
+        self.epoch = epoch
+        with inherited:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "octavo.engine.assembly",
+                    str(inherited.fileno()),
+                    str(epoch),
+                    str(os.getpid()),
+                ],
+                pass_fds=[inherited.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        # The one message that must precede everything else, sent before any event loop exists.
+        first = Channel(self.socket.dup(), epoch=epoch)
+        first.send(Start(config))
+        first.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ending(self) -> str | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code < 0:
+            return f"ended by signal {-code}"
+        return f"exited with code {code}"
+
+    def stop(self) -> None:
+        try:
+            self._process.wait(STOP_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class EngineThread:
+    """The engine in a thread of this process: for tests, and for use as a library."""
+
+    def __init__(self, run: Callable[[Channel], None], epoch: int) -> None:
+        self.socket, far = socket.socketpair()
+        self.epoch = epoch
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._main, args=(run, Channel(far, epoch=epoch)), name="octavo-engine"
+        )
+        self._thread.start()
+
+    def _main(self, run: Callable[[Channel], None], channel: Channel) -> None:
+        try:
+            run(channel)
+        except EOFError:
+            pass  # the front end left first
+        except Exception as error:
+            self._error = error
+        finally:
+            channel.close()
+
+    def ending(self) -> str | None:
+        if self._thread.is_alive():
+            return None
+        return f"ended by {self._error!r}" if self._error is not None else "ended"
+
+    def stop(self) -> None:
+        self._thread.join(STOP_GRACE_SECONDS)
