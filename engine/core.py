@@ -55,9 +55,8 @@ class Engine:
         plan = self._in_flight.popleft()
         try:
             output = self._executor.collect()
-        except (
-            Exception
-        ) as error:  # the step failed as a whole; its sequences end, the rest goes on
+        except Exception as error:
+            # The step failed as a whole: its sequences end, everything else goes on.
             collected = time.perf_counter()
             deltas = self.scheduler.fail_step(plan, f"{type(error).__name__}: {error}")
             output = StepOutput(number=plan.number, results=())
