@@ -123,7 +123,8 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front end's to handle
     channel = Channel(socket.socket(fileno=fd), epoch=epoch)
     try:
-        (first,) = channel.receive(wait=True)
+        # What arrived behind it can only be aborts of requests that this engine never saw.
+        first, *_ = channel.receive(wait=True)
         if not isinstance(first, Start):
             raise TypeError(f"the first message must be Start, not {type(first).__name__}")
         run_engine(first.config, channel)

@@ -1,15 +1,18 @@
 """`AsyncEngine`: the front end's handle on an engine that runs elsewhere. No torch.
 
 It submits requests, hands each one its deltas (one wake-up per step), and aborts what nobody
-listens to any more.
+listens to any more. When the engine process dies it starts another and re-submits every live
+request with what it already emitted: the sampler is stateless, so each stream goes on with the
+very next token and no client notices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import errors
 from .channel import (
@@ -27,9 +30,9 @@ from .channel import (
 from .errors import ConfigError, EngineDead, SequenceFailed
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
-from .params import Request
+from .params import Emitted, Request
 from .step import Delta, StepStats
-from .supervisor import EngineHost, Launch
+from .supervisor import EngineHost, Launch, RestartPolicy
 
 log = logging.getLogger(__name__)
 
@@ -38,51 +41,125 @@ log = logging.getLogger(__name__)
 class EngineStatus:
     """Whether requests can be served, and in words what is going on if not."""
 
-    stage: str  # starting | ready | stopping | dead
+    stage: str  # starting | ready | restarting | stopping | dead
     detail: str = ""
 
     @property
     def ready(self) -> bool:
         return self.stage == "ready"
 
+    @property
+    def accepting(self) -> bool:
+        """Whether a request may be handed over: now, or to wait for a restart."""
+        return self.stage in ("ready", "restarting")
+
 
 @dataclass(slots=True, eq=False)
+class _Choice:
+    """What one choice has emitted, so that it can go on in another incarnation."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finished: bool = False
+    prompt_logprobs: int = 0  # entries received
+    repeated: int = 0  # of those, entries that a resumed engine will send again
+    cached_tokens_told: bool = False
+
+
 class _Listener:
     """One live request: the deltas that arrived, and who waits for them."""
 
-    request: Request
-    open_choices: int
-    arrived: list[Delta] = field(default_factory=list)
-    failure: EngineDead | None = None
-    waiter: asyncio.Future[None] | None = None
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.choices = [_Choice() for _ in range(request.sampling.n)]
+        for choice, emitted in zip(self.choices, request.emitted, strict=False):
+            choice.token_ids.extend(emitted.token_ids)
+            choice.finished = emitted.finished
+        self._arrived: list[Delta] = []
+        self._failure: EngineDead | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return all(choice.finished for choice in self.choices)
+
+    def arrive(self, delta: Delta) -> None:
+        """Note what a delta brings; `wake` follows once per step."""
+        choice = self.choices[delta.index]
+        if choice.finished:
+            return  # it was finished here while the engine still computed it
+        if choice.repeated and delta.prompt_logprobs:
+            skipped = min(choice.repeated, len(delta.prompt_logprobs))
+            choice.repeated -= skipped
+            delta = replace(delta, prompt_logprobs=delta.prompt_logprobs[skipped:])
+        choice.prompt_logprobs += len(delta.prompt_logprobs)
+        if delta.cached_tokens is not None:
+            if choice.cached_tokens_told:
+                delta = replace(delta, cached_tokens=None)
+            choice.cached_tokens_told = True
+        choice.token_ids.extend(delta.token_ids)
+        choice.finished = delta.last or delta.error is not None
+        self._arrived.append(delta)
+
+    def finish(self, index: int) -> None:
+        """The listener itself ends a choice; what has arrived for it is dropped."""
+        self.choices[index].finished = True
+        self._arrived = [delta for delta in self._arrived if delta.index != index]
+        self.wake()
+
+    def fail(self, failure: EngineDead) -> None:
+        self._failure = failure
+        self.wake()
 
     def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def take(self) -> list[Delta]:
-        """Everything that has arrived; waits for the first."""
-        while not self.arrived and self.failure is None:
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-        if not self.arrived and self.failure is not None:
-            raise self.failure
-        arrived, self.arrived = self.arrived, []
+        """Everything that has arrived; waits for the first. Empty when all choices have ended."""
+        while not self._arrived and not self.ended:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        arrived, self._arrived = self._arrived, []
         return arrived
+
+    def resumed(self) -> Request:
+        """The request as a new incarnation must see it: with what it has already emitted."""
+        for choice in self.choices:
+            choice.repeated = choice.prompt_logprobs
+        if not any(choice.token_ids or choice.finished for choice in self.choices):
+            return self.request
+        emitted = tuple(
+            Emitted(token_ids=tuple(choice.token_ids), finished=choice.finished)
+            for choice in self.choices
+        )
+        return replace(self.request, emitted=emitted)
 
 
 class AsyncEngine:
     """Use it from one event loop. `start` before anything else, `stop` at the end."""
 
-    def __init__(self, launch: Launch, *, host: EngineHost | None = None) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        host: EngineHost | None = None,
+        restarts: RestartPolicy | None = None,
+    ) -> None:
         """`host` is a first incarnation that was launched early, while others still imported."""
         self._launch = launch
-        self._host = host
+        self._first = host
+        self._restarts = restarts or RestartPolicy()
         self._channel: AsyncChannel | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._host: EngineHost | None = None
+        self._supervising: asyncio.Task[None] | None = None
         self._listeners: dict[str, _Listener] = {}
         self._observers: list[Callable[[StepStats], None]] = []
         self._capacity: Capacity | None = None
+        self._completed_steps = False  # by this incarnation
+        self.restarts = 0
+        self.resumed_requests = 0
         self.status = EngineStatus("starting", "not launched yet")
         self.stats = StepStats()
 
@@ -109,20 +186,12 @@ class AsyncEngine:
             ConfigError: the checkpoint or the machine does not allow it to start.
             EngineDead: it ended for another reason.
         """
-        host = self._host = self._host or self._launch(0)
-        self._channel = await AsyncChannel.open(host.socket, epoch=host.epoch)
-        self.status = EngineStatus("starting", "loading")
         try:
-            while self._capacity is None:
-                self._on_starting(await self._channel.receive(), progress)
-        except EOFError:
-            await self._died(host)
-            raise EngineDead(f"The engine did not start: {self.status.detail}.") from None
-        except ConfigError as error:
+            await self._bring_up(self._first or self._launch(0), progress)
+        except (ConfigError, EngineDead) as error:
             self.status = EngineStatus("dead", str(error))
             raise
-        self.status = EngineStatus("ready")
-        self._reader = asyncio.create_task(self._read(host, self._channel), name="engine reader")
+        self._supervising = asyncio.create_task(self._supervise(), name="engine supervisor")
 
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         """Deltas of all choices, in the order they are made, until each choice has ended.
@@ -130,80 +199,127 @@ class AsyncEngine:
         Leaving the iterator early (break, close, cancellation) aborts what still runs.
 
         Raises:
-            EngineDead: the engine is not there, or went away.
+            EngineDead: the engine is not there, or went away for good.
             SequenceFailed: a choice of this request could not be computed.
         """
-        if not self.status.ready or self._channel is None:
+        if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}: {self.status.detail}.")
-        done = sum(choice.finished for choice in request.emitted)
-        listener = _Listener(request, open_choices=request.sampling.n - done)
+        listener = _Listener(request)
         self._listeners[request.id] = listener
-        self._channel.send(Submit((request,)))
+        if self.status.ready:
+            self._send(Submit((request,)))
         try:
-            while listener.open_choices > 0:
-                for delta in await listener.take():
+            while deltas := await listener.take():
+                for delta in deltas:
                     if delta.error is not None:
                         raise SequenceFailed(delta.error)
-                    if delta.last:
-                        listener.open_choices -= 1
                     yield delta
         finally:
             del self._listeners[request.id]
-            if listener.open_choices > 0:
-                self._channel.send(Abort(request.id))
+            if not listener.ended:
+                self._send(Abort(request.id))
 
     def finish_choice(self, request_id: str, index: int) -> None:
         """Stop one choice of a live request (its stop string was found); no delta follows."""
         listener = self._listeners.get(request_id)
-        if listener is not None and self._channel is not None:
-            listener.open_choices -= 1
-            listener.arrived = [d for d in listener.arrived if d.index != index]
-            listener.wake()
-            self._channel.send(Abort(request_id, index))
+        if listener is not None and not listener.choices[index].finished:
+            listener.finish(index)
+            self._send(Abort(request_id, index))
 
     async def stop(self) -> None:
         """End the engine; what is still live fails with EngineDead. Idempotent."""
         self.status = EngineStatus("stopping", "the daemon is shutting down")
-        if self._channel is not None:
-            self._channel.send(Shutdown())
+        self._send(Shutdown())
         if self._host is not None:
             await asyncio.to_thread(self._host.stop)
-        if self._reader is not None:
-            await self._reader
+        if self._supervising is not None:
+            await self._supervising
         if self._channel is not None:
             await self._channel.close()
 
-    def _on_starting(self, message: Message, progress: OnProgress) -> None:
-        match message:
-            case Progress(stage, done, total):
-                self.status = EngineStatus("starting", stage)
-                progress(stage, done, total)
-            case Notice(level, text):
-                log.log(level, "%s", text)
-            case Ready(capacity):
-                self._capacity = capacity
-            case Fatal(name, text):
-                kind = getattr(errors, name, EngineDead)
-                raise kind(text) if issubclass(kind, ConfigError) else EngineDead(text)
-            case _:
-                raise TypeError(f"a starting engine sends no {type(message).__name__}")
+    def _send(self, message: Message) -> None:
+        if self._channel is not None:
+            self._channel.send(message)
 
-    async def _read(self, host: EngineHost, channel: AsyncChannel) -> None:
+    async def _bring_up(self, host: EngineHost, progress: OnProgress) -> None:
+        """Wait until an incarnation is ready, then give it every live request."""
+        self._host = host
+        self._completed_steps = False
+        channel = self._channel = await AsyncChannel.open(host.socket, epoch=host.epoch)
+        ready = False
+        while not ready:
+            try:
+                message = await channel.receive()
+            except EOFError:
+                await asyncio.to_thread(host.stop)
+                raise EngineDead(f"The engine did not start: it {host.ending()}.") from None
+            match message:
+                case Progress(stage, done, total):
+                    self.status = EngineStatus(self.status.stage, stage)
+                    progress(stage, done, total)
+                case Notice(level, text):
+                    log.log(level, "%s", text)
+                case Ready(capacity):
+                    self._capacity = capacity
+                    ready = True
+                case Fatal(name, text):
+                    await asyncio.to_thread(host.stop)
+                    raise _fatal(name, text)
+                case _:
+                    raise TypeError(f"a starting engine sends no {type(message).__name__}")
+        self.status = EngineStatus("ready")
+        requests = tuple(listener.resumed() for listener in self._listeners.values())
+        self.resumed_requests += len(requests)
+        if requests:
+            channel.send(Submit(requests))
+
+    async def _supervise(self) -> None:
+        """Read from one incarnation after the other until stopped, or until it makes no sense."""
+        while True:
+            why = await self._read()
+            if self.status.stage == "stopping":
+                return self._fail_all(why)
+            log.error("the engine %s", why)
+            while (
+                delay := self._restarts.delay(
+                    completed_steps=self._completed_steps, now=time.monotonic()
+                )
+            ) is not None:
+                self.status = EngineStatus("restarting", f"the engine {why}")
+                await asyncio.sleep(delay)
+                self.restarts += 1
+                try:
+                    await self._bring_up(self._launch(self.restarts), lambda *_: None)
+                    break
+                except (ConfigError, EngineDead) as error:
+                    why = str(error)
+                    log.error("the engine could not be restarted: %s", why)
+            else:
+                self.status = EngineStatus("dead", why)
+                return self._fail_all(why)
+
+    async def _read(self) -> str:
+        """Deliver what an incarnation sends until it is gone; returns why it is."""
+        assert self._channel is not None
+        assert self._host is not None
+        told = None
         try:
             while True:
-                match await channel.receive():
+                match await self._channel.receive():
                     case StepReport(deltas, stats):
                         self._deliver(deltas, stats)
                     case Notice(level, text):
                         log.log(level, "%s", text)
                     case Fatal(_, text):
-                        self.status = EngineStatus("dead", text)
+                        told = f"ended: {text}"
                     case message:
                         raise TypeError(f"a running engine sends no {type(message).__name__}")
         except EOFError:
-            await self._died(host)
+            await asyncio.to_thread(self._host.stop)
+            return told or self._host.ending() or "closed its channel"
 
     def _deliver(self, deltas: tuple[Delta, ...], stats: StepStats) -> None:
+        self._completed_steps = True
         self.stats = stats
         for observer in self._observers:
             observer(stats)
@@ -211,17 +327,19 @@ class AsyncEngine:
         for delta in deltas:
             listener = self._listeners.get(delta.request_id)
             if listener is not None:
-                listener.arrived.append(delta)
+                listener.arrive(delta)
                 woken[delta.request_id] = listener
         for listener in woken.values():
             listener.wake()
 
-    async def _died(self, host: EngineHost) -> None:
-        await asyncio.to_thread(host.stop)
-        why = host.ending() or "its channel closed"
-        if self.status.stage != "stopping":
-            self.status = EngineStatus("dead", self.status.detail or f"the engine {why}")
-            log.error("engine: %s", why)
+    def _fail_all(self, why: str) -> None:
         for listener in self._listeners.values():
-            listener.failure = EngineDead(f"The engine is gone: it {why}.")
-            listener.wake()
+            listener.fail(EngineDead(f"The engine is gone: it {why}."))
+
+
+def _fatal(name: str, text: str) -> ConfigError | EngineDead:
+    """The error a dying engine named, as one of ours."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ConfigError):
+        return kind(text)
+    return EngineDead(text)

@@ -1,6 +1,7 @@
-"""Starting an engine and watching over it: `EngineProcess`, and `EngineThread` for one process.
+"""Starting an engine and starting it again: `EngineProcess`, `EngineThread`, `RestartPolicy`.
 
-Both are `EngineHost`s: they own the far end of a socket pair and can say whether it still lives.
+The first two are `EngineHost`s: each runs one incarnation of the engine at the far end of a socket
+pair and can say whether it still lives.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .channel import Channel, Start
 from .config import EngineConfig
 
 STOP_GRACE_SECONDS = 5.0
+_DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class EngineHost(Protocol):
@@ -34,6 +36,30 @@ class EngineHost(Protocol):
 
 Launch = Callable[[int], EngineHost]
 """launch(epoch) starts a new incarnation of the engine."""
+
+
+class RestartPolicy:
+    """When to start a dead engine again: at once, then after ever longer pauses, then not at all.
+
+    Only fruitless deaths count, those without one completed step since the start: an engine that
+    worked in between is as good as new. More than `limit` fruitless deaths within `window`
+    seconds mean that starting again does not help.
+    """
+
+    def __init__(self, *, limit: int = 5, window: float = 600.0) -> None:
+        self._limit = limit
+        self._window = window
+        self._fruitless: list[float] = []
+
+    def delay(self, *, completed_steps: bool, now: float) -> float | None:
+        """Seconds to wait before the next start, or None to give up."""
+        if completed_steps:
+            self._fruitless.clear()
+            return _DELAYS[0]
+        self._fruitless = [t for t in self._fruitless if now - t < self._window]
+        self._fruitless.append(now)
+        deaths = len(self._fruitless)
+        return None if deaths > self._limit else _DELAYS[min(deaths, len(_DELAYS) - 1)]
 
 
 class EngineProcess:
