@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class TestCorpus:
         assert not corpus.is_held_out(chat("My name is Anna. What is 1 plus 5?"))
 
     def test_forms_ask_for_held_out_values_only(self) -> None:
-        forms = list(evaluation.rule_made_forms(evaluation.Random(1)))
+        forms = list(evaluation.rule_made_forms(Random(1)))
         copied = [form for form in forms if form.kind in ("name_recall", "tool_city", "small_sum")]
         assert copied and all(corpus.is_held_out(form.chat) for form in copied)
 

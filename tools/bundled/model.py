@@ -32,6 +32,8 @@ TARGET = Shape(hidden=384, layers=6, heads=6, kv_heads=2, mlp=1024)
 DRAFT = Shape(hidden=128, layers=3, heads=2, kv_heads=1, mlp=352)
 SHAPES = {"target": TARGET, "draft": DRAFT}
 
+QUERY_BLOCK = 128
+
 KeyValue = tuple[Tensor, Tensor]  # each [batch, kv_heads, positions, head_dim]
 
 
@@ -71,13 +73,7 @@ class Attention(nn.Module):
         if past is not None:
             key = torch.cat((past[0], key), dim=2)
             value = torch.cat((past[1], value), dim=2)
-        group = shape.heads // shape.kv_heads
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key.repeat_interleave(group, dim=1),
-            value.repeat_interleave(group, dim=1),
-            is_causal=length > 1,
-        )
+        mixed = causal_attention(query, key, value)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), (key, value)
 
 
@@ -157,6 +153,32 @@ class Llama(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocabulary]."""
         return F.linear(hidden, self.embed_tokens.weight)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of the last `length` positions over all of them, in blocks of queries.
+
+    Each block sees only the keys up to its end, so about half of the work is never done. In bf16 on a
+    CPU, forward and backward together take well under half the time of the fused operator.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key, value: [batch, kv_heads, positions, head_dim]; head h reads h // (heads // kv_heads).
+    """
+    batch, heads, length, size = query.shape
+    kv_heads, positions = key.shape[1:3]
+    grouped = (query * size**-0.5).view(batch, kv_heads, heads // kv_heads, length, size)
+    mixed = []
+    for start in range(0, length, QUERY_BLOCK):
+        block = grouped[:, :, :, start : start + QUERY_BLOCK]
+        rows = block.shape[3]
+        seen = positions - length + start + rows
+        scores = block.flatten(2, 3) @ key[:, :, :seen].transpose(-1, -2)
+        mask = scores.new_full((rows, seen), float("-inf")).triu(seen - rows + 1)
+        chances = (scores.unflatten(2, (-1, rows)) + mask).softmax(dim=-1, dtype=scores.dtype)
+        block_mixed = chances.flatten(2, 3) @ value[:, :, :seen]
+        mixed.append(block_mixed.view(batch, heads, rows, size))
+    return torch.cat(mixed, dim=2)
 
 
 def rotary(shape: Shape, start: int, length: int, device: torch.device) -> KeyValue:

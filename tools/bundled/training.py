@@ -7,6 +7,7 @@ differ between thread counts).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import sys
@@ -84,6 +85,7 @@ def train(
     `start`, or from the seed. `mixture` maps (tokens seen, tokens in all) to what to read.
     """
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     device = torch.device(settings.device)
     model = Llama(shape)
     optimizer = Optimizer(model)
@@ -151,6 +153,21 @@ def train(
                 break
     checkpoint.save(folder, model, optimizer, progress)
     return progress.tokens >= settings.tokens
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's allocator to keep what is freed; elsewhere does nothing.
+
+    By default a large tensor goes back to the system at once, and the next one of its size pays for
+    zeroed pages again: a fifth of the time of a step.
+    """
+    trim_threshold, mmap_max = -1, -4
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        return
 
 
 @torch.no_grad()
