@@ -1,0 +1,1 @@
+"""Choosing tokens: the stateless sampler and the rules that shape its logits."""

@@ -1,0 +1,258 @@
+"""Rules that shape logits before a token is drawn: one class per idea.
+
+To add a sampling parameter that acts on logits, write one `LogitsRule` and add it to
+`standard_rules`. A rule acts on the rows that need it and costs nothing while none does.
+What it knows beyond its parameters is a pure function of the sequence's tokens, so nothing has
+to be saved, restored or rolled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.kernels.ops import Ops
+
+from ..params import SamplingParams
+
+Rows = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.int64]
+
+_NEVER = float("-inf")
+
+
+class Histories(Protocol):
+    """The known tokens of every sequence, by row. Owned by the worker."""
+
+    token_ids: npt.NDArray[np.int32]  # [rows, longest]
+    lengths: npt.NDArray[np.int64]  # [rows] known tokens
+    prompt_lengths: npt.NDArray[np.int64]  # [rows]
+
+
+class LogitsRule(Protocol):
+    """One way to change logits."""
+
+    def needs(self, params: SamplingParams) -> bool:
+        """Whether a sequence with these parameters is touched at all."""
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        """A sequence that needs this rule now lives in `row`; forget who lived there before."""
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        """Change logits[at[i]] in place for the sequence in rows[i].
+
+        Args:
+            logits: float32 [batch rows, vocab].
+            at: which rows of `logits` to change.
+            rows: which sequence each of them continues, same length.
+            histories: what has been said.
+        """
+
+
+def standard_rules(vocab_size: int, stop_ids: Sequence[int], ops: Ops) -> tuple[LogitsRule, ...]:
+    """All rules, in the order in which vLLM applies them: first what may not be said, then bias,
+    then penalties. Temperature, min-p, top-k and top-p follow in the sampler.
+
+    Args:
+        vocab_size: columns of the logits; ids beyond are ignored.
+        stop_ids: the model's end-of-sequence ids.
+    """
+    return (
+        AllowedTokens(vocab_size),
+        BadWords(vocab_size),
+        MinimumLength(vocab_size, stop_ids),
+        LogitBias(vocab_size),
+        Penalties(vocab_size, ops),
+    )
+
+
+class AllowedTokens:
+    """`allowed_token_ids`: nothing else may be said."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._allowed: dict[int, Tokens] = {}  # by row
+
+    def needs(self, params: SamplingParams) -> bool:
+        return params.allowed_token_ids is not None
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        self._allowed[row] = _ids(params.allowed_token_ids or (), self._vocab_size)
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        cells = _cells(logits, at, [self._allowed[row] for row in rows.tolist()])
+        flat = logits.view(-1)
+        kept = flat[cells]
+        logits.index_fill_(0, torch.from_numpy(at).to(logits.device), _NEVER)
+        flat[cells] = kept
+
+
+class BadWords:
+    """`bad_words_ids`: a token that would complete one of the sequences may not be said."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._words: dict[int, list[tuple[npt.NDArray[np.int32], int]]] = {}  # (prefix, last id)
+
+    def needs(self, params: SamplingParams) -> bool:
+        return bool(params.bad_words_ids)
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        self._words[row] = [
+            (np.array(word[:-1], dtype=np.int32), word[-1])
+            for word in params.bad_words_ids
+            if word and word[-1] < self._vocab_size
+        ]
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        banned = [self._banned(row, histories) for row in rows.tolist()]
+        logits.view(-1)[_cells(logits, at, banned)] = _NEVER
+
+    def _banned(self, row: int, histories: Histories) -> Tokens:
+        said = histories.token_ids[row, : histories.lengths[row]]
+        last = [
+            token
+            for prefix, token in self._words[row]
+            if len(prefix) <= len(said) and np.array_equal(said[len(said) - len(prefix) :], prefix)
+        ]
+        return np.array(last, dtype=np.int64)
+
+
+class MinimumLength:
+    """`min_tokens`: until reached, neither end-of-sequence nor stop ids may be said."""
+
+    def __init__(self, vocab_size: int, stop_ids: Sequence[int]) -> None:
+        self._vocab_size = vocab_size
+        self._stop_ids = tuple(stop_ids)
+        self._minimum: dict[int, int] = {}  # by row
+        self._ends: dict[int, Tokens] = {}  # by row
+
+    def needs(self, params: SamplingParams) -> bool:
+        return params.min_tokens > 0
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        self._minimum[row] = params.min_tokens
+        self._ends[row] = _ids((*self._stop_ids, *params.stop_token_ids), self._vocab_size)
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        said = histories.lengths[rows] - histories.prompt_lengths[rows]
+        short = said < np.array([self._minimum[row] for row in rows.tolist()])
+        ends = [self._ends[row] for row in rows[short].tolist()]
+        logits.view(-1)[_cells(logits, at[short], ends)] = _NEVER
+
+
+class LogitBias:
+    """`logit_bias`: numbers added to chosen tokens' logits."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._ids: dict[int, Tokens] = {}  # by row
+        self._values: dict[int, npt.NDArray[np.float32]] = {}  # by row, in the order of the ids
+
+    def needs(self, params: SamplingParams) -> bool:
+        return bool(params.logit_bias)
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        known = {i: bias for i, bias in params.logit_bias.items() if i < self._vocab_size}
+        self._ids[row] = np.array(list(known), dtype=np.int64)
+        self._values[row] = np.array(list(known.values()), dtype=np.float32)
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        living = rows.tolist()
+        cells = _cells(logits, at, [self._ids[row] for row in living])
+        values = np.concatenate([self._values[row] for row in living])
+        logits.view(-1)[cells] += torch.from_numpy(values).to(logits.device)
+
+
+class Penalties:
+    """`presence_penalty`, `frequency_penalty` and `repetition_penalty` (`ops.penalise`).
+
+    Counts are kept per row and brought up to date from the history when they are used: in a
+    running sequence that is the one token which was sampled last.
+    """
+
+    def __init__(self, vocab_size: int, ops: Ops) -> None:
+        self._vocab_size = vocab_size
+        self._ops = ops
+        self._factors = np.zeros((0, 3), dtype=np.float32)  # presence, frequency, repetition
+        self._counted = np.zeros(0, dtype=np.int64)  # tokens of the history that are counted
+        self._prompt_seen = torch.zeros((0, vocab_size), dtype=torch.bool)
+        self._output_counts = torch.zeros((0, vocab_size), dtype=torch.int32)
+
+    def needs(self, params: SamplingParams) -> bool:
+        return (
+            params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+            or params.repetition_penalty != 1.0
+        )
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        if row >= len(self._counted):
+            self._grow(2 * row + 1)
+        self._factors[row] = (
+            params.presence_penalty,
+            params.frequency_penalty,
+            params.repetition_penalty,
+        )
+        self._counted[row] = 0
+        self._prompt_seen[row] = False
+        self._output_counts[row] = 0
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        self._count(rows, histories)
+        where = torch.from_numpy(rows)
+        place = torch.from_numpy(at).to(logits.device)
+        presence, frequency, repetition = torch.from_numpy(self._factors[rows].T.copy()).to(
+            logits.device
+        )
+        logits[place] = self._ops.penalise(
+            logits[place],
+            self._prompt_seen[where].to(logits.device),
+            self._output_counts[where].to(logits.device),
+            presence,
+            frequency,
+            repetition,
+        )
+
+    def _count(self, rows: Rows, histories: Histories) -> None:
+        """Count the tokens that have become known since the rows were last counted."""
+        began = self._counted[rows]
+        fresh = histories.lengths[rows] - began
+        row = np.repeat(rows, fresh)  # [fresh tokens]
+        position = np.arange(len(row)) - np.repeat(np.cumsum(fresh) - fresh - began, fresh)
+        token = histories.token_ids[row, position]
+        cell = torch.from_numpy(row * self._vocab_size + token)
+        output = torch.from_numpy(position >= histories.prompt_lengths[row])
+        self._prompt_seen.view(-1)[cell[~output]] = True
+        said = cell[output]
+        self._output_counts.view(-1).index_add_(0, said, torch.ones_like(said, dtype=torch.int32))
+        self._counted[rows] = histories.lengths[rows]
+
+    def _grow(self, count: int) -> None:
+        more = count - len(self._counted)
+        self._factors = np.concatenate((self._factors, np.zeros((more, 3), dtype=np.float32)))
+        self._counted = np.concatenate((self._counted, np.zeros(more, dtype=np.int64)))
+        wider = (more, self._vocab_size)
+        self._prompt_seen = torch.cat((self._prompt_seen, torch.zeros(wider, dtype=torch.bool)))
+        self._output_counts = torch.cat(
+            (self._output_counts, torch.zeros(wider, dtype=torch.int32))
+        )
+
+
+def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:
+    """The different ids among `ids` that the model has."""
+    return np.array(sorted({i for i in ids if 0 <= i < vocab_size}), dtype=np.int64)
+
+
+def _cells(logits: Tensor, at: Rows, ids: Sequence[Tokens]) -> Tensor:
+    """Where the given ids of the given rows lie in `logits.view(-1)`."""
+    lengths = [len(row_ids) for row_ids in ids]
+    if not sum(lengths):
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    cells = np.repeat(at, lengths) * logits.shape[1] + np.concatenate(ids)
+    return torch.from_numpy(cells).to(logits.device)

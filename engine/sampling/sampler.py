@@ -1,0 +1,310 @@
+"""The stateless sampler: token = argmax(shaped logits + temperature * noise(seed, position, id)).
+
+There is no generator to save. Which token a sequence gets depends on its own logits, parameters,
+seed and position, bitwise, whatever else is in the batch; so batching, preemption, swapping and
+restart cannot change it. Nor can speculation: a draft is right exactly when it equals the token
+that is drawn here.
+
+In order: log-probabilities are read from the model's own logits; the rules of `logits.py` shape
+them; then temperature, min-p, top-k and top-p narrow the choice, and one token is drawn. A step
+in which every row is greedy and unshaped costs one argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.kernels.ops import Ops
+
+from ..params import SamplingParams
+from ..step import TokenLogprobs
+from .logits import Histories, LogitsRule, Rows
+
+_FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
+_NO_LOGPROBS = -1
+
+_ROW = np.dtype(
+    [
+        ("seed", np.int64),
+        ("temperature", np.float32),  # 0: greedy
+        ("top_k", np.int64),  # columns kept; the vocabulary's size when off
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("narrowed", np.bool_),  # whether any of the three above is on
+        ("logprobs", np.int64),  # likeliest tokens to name, or _NO_LOGPROBS
+        ("shaped", np.bool_),  # whether any rule applies
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What was drawn for each row of logits, or why nothing could be."""
+
+    token_ids: list[int]  # meaningless where there is an error
+    logprobs: dict[int, TokenLogprobs]  # by row of logits, where asked for
+    errors: dict[int, str]  # by row of logits
+
+
+class Sampler:
+    """Draws one token for each row of logits. Parameters are kept by sequence row.
+
+    Args:
+        vocab_size: columns of the logits.
+        rules: in the order in which they apply.
+    """
+
+    def __init__(self, vocab_size: int, rules: Sequence[LogitsRule], ops: Ops) -> None:
+        self._vocab_size = vocab_size
+        self._ops = ops
+        self._rules = tuple(rules)
+        self._rows = np.zeros(0, dtype=_ROW)
+        self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
+
+    def admit(self, row: int, params: SamplingParams, seed: int) -> None:
+        """A sequence now lives in `row`; whoever lived there before is forgotten."""
+        if row >= len(self._rows):
+            more = row + 1
+            self._rows = np.concatenate((self._rows, np.zeros(more, dtype=_ROW)))
+            self._needs = np.pad(self._needs, ((0, 0), (0, more)))
+        needs = [rule.needs(params) for rule in self._rules]
+        for rule, needed in zip(self._rules, needs, strict=True):
+            if needed:
+                rule.admit(row, params)
+        self._needs[:, row] = needs
+        top_k = min(params.top_k, self._vocab_size) if params.top_k > 0 else self._vocab_size
+        temperature = np.float32(0.0 if params.greedy else params.temperature)
+        narrows = top_k < self._vocab_size or params.top_p < 1.0 or params.min_p > 0.0
+        self._rows[row] = (
+            seed - (1 << 64) if seed >= 1 << 63 else seed,
+            temperature,
+            top_k,
+            params.top_p,
+            params.min_p,
+            temperature > 0 and narrows,
+            _NO_LOGPROBS if params.logprobs is None else min(params.logprobs, self._vocab_size),
+            any(needs),
+        )
+
+    def sample(self, logits: Tensor, rows: Rows, histories: Histories) -> Sampled:
+        """Draw the next token of each sequence.
+
+        Args:
+            logits: float32 [rows, vocab]; changed in place.
+            rows: int64 [rows], the sequence that each row of logits continues. The position
+                drawn for is the length of its history.
+        """
+        state = self._rows[rows]
+        finite = logits.amax(-1).isfinite()
+        asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
+        own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
+        self._shape(logits, rows, state["shaped"], histories)
+        chosen = self._draw(logits, state, histories.lengths[rows])
+        possible = logits.gather(-1, chosen[:, None])[:, 0].isfinite()
+        errors = _errors(finite, possible)
+        token_ids: list[int] = chosen.tolist()
+        logprobs: dict[int, TokenLogprobs] = {}
+        if own is not None:
+            answers = self.describe(own, chosen[_index(asked, chosen)], state["logprobs"][asked])
+            logprobs = dict(zip(asked.tolist(), answers, strict=True))
+        return Sampled(token_ids=token_ids, logprobs=logprobs, errors=errors)
+
+    def candidates(
+        self, logits: Tensor, rows: Rows, counts: Sequence[int], histories: Histories
+    ) -> list[tuple[tuple[int, float], ...]]:
+        """The likeliest continuations of each sequence, for beam search.
+
+        Args:
+            logits: float32 [rows, vocab]; changed in place.
+            rows: int64 [rows], as for `sample`.
+            counts: how many to name, per row.
+
+        Returns:
+            Per row (token id, log-probability under the shaped logits), descending; fewer than
+            asked for where the rules leave fewer, none where the logits are not finite.
+        """
+        finite: list[bool] = logits.amax(-1).isfinite().tolist()
+        self._shape(logits, rows, self._rows["shaped"][rows], histories)
+        width = min(max(counts), self._vocab_size)
+        values, ids = self._ops.largest(logits.log_softmax(-1), width)
+        return [
+            tuple(
+                (token, value)
+                for token, value in zip(row_ids[:count], row_values[:count], strict=True)
+                if ok and value > float("-inf")
+            )
+            for ok, count, row_ids, row_values in zip(
+                finite, counts, ids.tolist(), values.tolist(), strict=True
+            )
+        ]
+
+    def describe(
+        self, logprobs: Tensor, chosen: Tensor, counts: npt.NDArray[np.int64]
+    ) -> list[TokenLogprobs]:
+        """Name the chosen token and the likeliest ones of each row.
+
+        Args:
+            logprobs: float32 [rows, vocab].
+            chosen: int64 [rows].
+            counts: how many of the likeliest to name, per row.
+        """
+        width = int(counts.max(initial=0))
+        values, ids = self._ops.largest(logprobs, width)
+        return [
+            TokenLogprobs(
+                token_id=token,
+                logprob=value,
+                rank=rank,
+                top_ids=tuple(top_ids[:count]),
+                top_logprobs=tuple(top_values[:count]),
+            )
+            for token, value, rank, top_ids, top_values, count in zip(
+                chosen.tolist(),
+                logprobs.gather(-1, chosen[:, None])[:, 0].tolist(),
+                self._ops.rank(logprobs, chosen).tolist(),
+                ids.tolist(),
+                values.tolist(),
+                counts.tolist(),
+                strict=True,
+            )
+        ]
+
+    def _shape(
+        self, logits: Tensor, rows: Rows, shaped: npt.NDArray[np.bool_], histories: Histories
+    ) -> None:
+        if not shaped.any():
+            return
+        needs = self._needs[:, rows]  # [rules, rows]
+        for rule, needed in zip(self._rules, needs, strict=True):
+            at = np.flatnonzero(needed)
+            if len(at):
+                rule.apply(logits, at, rows[at], histories)
+
+    def _draw(
+        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+    ) -> Tensor:
+        """The chosen token id of each row, int64 [rows]."""
+        noisy = state["temperature"] > 0
+        narrowed = state["narrowed"]
+        free = noisy & ~narrowed
+        if free.all():
+            return self._gumbel_argmax(logits, state, positions)
+        chosen = logits.argmax(-1)
+        for members, draw in ((free, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
+            at = np.flatnonzero(members)
+            if len(at):
+                place = _index(at, logits)
+                chosen[place] = draw(logits[place], state[at], positions[at])
+        return chosen
+
+    def _gumbel_argmax(
+        self,
+        logits: Tensor,
+        state: npt.NDArray[np.void],
+        positions: npt.NDArray[np.int64],
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
+        return self._ops.gumbel_argmax(
+            logits,
+            _tensor(state["temperature"], logits),
+            _tensor(state["seed"], logits),
+            _tensor(positions, logits),
+            token_ids,
+        )
+
+    def _draw_narrowed(
+        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+    ) -> Tensor:
+        """Draw among what min-p, top-k and top-p leave, int64 [rows].
+
+        Only the likeliest columns are looked at, more of them for rows whose choice is wider; how
+        many never changes what is left.
+        """
+        probabilities = _heated(logits, state).softmax(-1)  # [rows, vocab]
+        chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        open_rows = np.arange(len(logits))
+        width = min(_FIRST_CANDIDATES, logits.shape[1])
+        while len(open_rows):
+            at = _index(open_rows, logits)
+            values, ids = self._ops.largest(logits[at], width)  # [rows, width]
+            kept, complete = _keep(
+                values, probabilities[at].gather(-1, ids), state[open_rows], logits.shape[1]
+            )
+            drawn = self._gumbel_argmax(
+                values.masked_fill(~kept, float("-inf")),
+                state[open_rows],
+                positions[open_rows],
+                ids,
+            )
+            chosen[at] = ids.gather(-1, drawn[:, None])[:, 0]
+            open_rows = open_rows[~complete.numpy(force=True)]
+            width = min(8 * width, logits.shape[1])
+        return chosen
+
+
+def _keep(
+    values: Tensor, probabilities: Tensor, state: npt.NDArray[np.void], vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Which of the likeliest columns may be drawn.
+
+    Args:
+        values: float32 [rows, width], the largest logits, descending.
+        probabilities: float32 [rows, width], theirs at the row's temperature.
+        state: the parameters of the rows.
+        vocab_size: columns there are in all.
+
+    Returns:
+        bool [rows, width], and bool [rows]: whether the rest of the row may not be drawn.
+    """
+    width = values.shape[1]
+    top_k = _tensor(state["top_k"], values)[:, None]
+    top_p = _tensor(state["top_p"], values)[:, None]
+    min_p = _tensor(state["min_p"], values)[:, None]
+    column = torch.arange(width, device=values.device)
+    kept = (column < top_k) & (probabilities >= min_p * probabilities[:, :1])  # a prefix
+    # Top-p is a share of what the other two left: of all, where neither is on. The running sum is
+    # a left-to-right one, so that no later column and no other row enters it.
+    narrowed = (top_k < vocab_size) | (min_p > 0)
+    mass = probabilities.cumsum(-1)
+    last = (kept.sum(-1, keepdim=True) - 1).clamp_(min=0)
+    total = torch.where(narrowed, mass.gather(-1, last), 1.0)
+    # Whether what the other two leave is all in view.
+    ended = ~kept[:, -1:] | (top_k <= width)
+    before = mass - probabilities
+    within = (before < top_p * total) | (top_p >= 1.0)
+    within[:, 0] = True  # the likeliest token is always left
+    left = kept & within
+    complete = (ended | (~narrowed & ~within[:, -1:]))[:, 0]
+    return left, complete
+
+
+def _heated(logits: Tensor, state: npt.NDArray[np.void]) -> Tensor:
+    """Logits over temperature, largest 0: a small temperature gives minus infinity, never NaN."""
+    temperature = _tensor(state["temperature"], logits)[:, None]
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def _errors(finite: Tensor, possible: Tensor) -> dict[int, str]:
+    fine = finite & possible
+    if bool(fine.all()):
+        return {}
+    return {
+        row: "no token is left to choose from" if ok else "the logits are not finite"
+        for row, ok in enumerate(finite.tolist())
+        if not bool(fine[row])
+    }
+
+
+def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(at).to(like.device)
+
+
+def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+    """A column of the structured rows as a tensor beside `like`."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)

@@ -1,0 +1,30 @@
+"""Token histories for tests of the sampler, without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass
+class FakeHistories:
+    """What `octavo.engine.sampling.logits.Histories` asks for."""
+
+    token_ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    prompt_lengths: npt.NDArray[np.int64]
+
+
+def histories(
+    tokens: Sequence[Sequence[int]], prompt_lengths: Sequence[int] | None = None
+) -> FakeHistories:
+    """Row i knows tokens[i]; without prompt lengths all of it is prompt."""
+    lengths = np.array([len(row) for row in tokens], dtype=np.int64)
+    table = np.full((len(tokens), max(lengths) + 8), -1, dtype=np.int32)
+    for row, ids in enumerate(tokens):
+        table[row, : len(ids)] = ids
+    prompts = lengths.copy() if prompt_lengths is None else np.array(prompt_lengths, np.int64)
+    return FakeHistories(table, lengths, prompts)
