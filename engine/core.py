@@ -58,7 +58,8 @@ class Engine:
         except Exception as error:
             # The step failed as a whole: its sequences end, everything else goes on.
             collected = time.perf_counter()
-            deltas = self.scheduler.fail_step(plan, f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            deltas = self.scheduler.fail_step(plan, text, time.monotonic())
             output = StepOutput(number=plan.number, results=())
         else:
             collected = time.perf_counter()
