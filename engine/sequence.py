@@ -7,6 +7,8 @@ from enum import Enum, auto
 
 from .params import FinishReason, Request
 
+NOWHERE = -1  # no block, in a table of block ids
+
 
 class Status(Enum):
     """Where a sequence stands. Preempted sequences wait again, or are swapped out."""
@@ -23,18 +25,31 @@ class Sequence:
 
     `token_ids` holds the ids that are really known. `promised` counts tokens that plans in flight
     will yield: they are known to exist, their ids are not (one step of overlap). `computed`
-    counts positions whose KV cells exist or are being written by a plan in flight.
+    counts positions whose KV cells exist or are being written by a plan in flight. The block
+    table covers exactly the computed positions. While swapped out, its entry i is `NOWHERE` where
+    `host_table[i]` names a host block, and the other way round where the block was shared.
     """
 
     id: int
     request: Request
     seed: int  # this choice's own seed
     token_ids: list[int]
+    limit: int  # tokens, prompt included, at which it ends for its length
+    end: int  # positions to compute at most; the last token of a sequence never needs computing
     index: int = 0  # choice index
     promised: int = 0
     computed: int = 0
+    in_flight: int = 0  # plans in flight that have a slice of it
+    held: bool = False  # waits for other sequences of its request (beam search)
+    scoring: bool = False  # prompt log-probabilities are still to be gathered
     block_table: list[int] = field(default_factory=list)
-    host_table: list[int] = field(default_factory=list)  # block ids in host memory while swapped
+    host_table: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # chain hashes of its first full blocks
+    published: int = 0  # blocks of its table offered to the prefix index
+    # What the compute wing has been told of it.
+    introduced: bool = False  # has its history
+    told_blocks: int = 0  # entries of the block table it has
+    unsent: tuple[int, ...] = ()  # appended by the planner, not yet sent
     cached_tokens: int | None = None  # found in the prefix cache at the first attempt
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
@@ -54,7 +69,7 @@ class Sequence:
     @property
     def pending(self) -> int:
         """Tokens known but not computed: the only quantity the scheduler needs."""
-        return self.known - self.computed
+        return min(len(self.token_ids) + self.promised, self.end) - self.computed
 
     @property
     def output_length(self) -> int:

@@ -1,0 +1,282 @@
+"""`FakeExecutor`: an executor without tensors that is unforgiving about paging.
+
+Its KV cache is real in the one respect that matters: a cell holds (token, position), written by
+the slice that computes that position and moved by `Moves`. The next token is a hash of the cells
+that the block table leads to. Every context read is also compared with the history, so that a
+wrong copy-on-write, an early free or a stale swap raises `PagingFault` at once.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from octavo.engine.executor.base import Capacity, Progress
+from octavo.engine.params import SamplingParams
+from octavo.engine.step import Slice, SliceResult, StepOutput, StepPlan, TokenLogprobs, Wants
+
+Script = Callable[[tuple[int, ...]], tuple[int, ...] | None]
+"""Prompt ids to the output ids to produce (then end-of-sequence), or None for the hash."""
+
+_CELL = struct.Struct("<II")  # token id + 1, position
+_LOGPROB_STEP = 0.25
+
+
+class PagingFault(AssertionError):
+    """The planner sent a plan whose cells, tables or histories do not fit together."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the compute wing keeps of a sequence."""
+
+    params: SamplingParams
+    seed: int
+    prompt: tuple[int, ...]
+    token_ids: list[int]
+    cells: bytearray  # what its computed positions must hold
+    table: list[int] = field(default_factory=list)
+    script: tuple[int, ...] | None = None
+
+
+class FakeExecutor:
+    """An `Executor`. Plans are carried out when they are collected, in order.
+
+    Knobs for tests, changeable at any time: `failing_slices` and `failing_steps` count down as
+    they fail; a slice of a sequence that holds the id `poison` always fails; `dead` fails all.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 256,
+        num_host_blocks: int = 0,
+        block_size: int = 16,
+        max_model_len: int = 1024,
+        vocab_size: int = 512,
+        eos_token_ids: tuple[int, ...] = (0,),
+        eos_rate: float = 0.0,
+        recompute_seconds_per_token: float = 1e-3,
+        swap_seconds_per_block: float = 1e-3,
+        script: Script | None = None,
+        seconds_per_step: float = 0.0,
+    ) -> None:
+        self.capacity = Capacity(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_host_blocks=num_host_blocks,
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+            recompute_seconds_per_token=recompute_seconds_per_token,
+            swap_seconds_per_block=swap_seconds_per_block,
+            dtype="float32",
+            device="fake",
+            kv_bytes=num_blocks * block_size * _CELL.size,
+            weight_bytes=0,
+            parameters=0,
+        )
+        self.failing_slices = 0
+        self.failing_steps = 0
+        self.poison: int | None = None
+        self.dead = False
+        self.stopped = False
+        self.plans: list[StepPlan] = []  # everything submitted, for tests to look at
+        self._eos_rate = eos_rate
+        self._script = script
+        self._seconds_per_step = seconds_per_step
+        block_bytes = block_size * _CELL.size
+        self._cells = [bytearray(block_bytes) for _ in range(num_blocks)]
+        self._host = [bytearray(block_bytes) for _ in range(num_host_blocks)]
+        self._sequences: dict[int, _Known] = {}
+        self._queue: deque[StepPlan] = deque()
+
+    # --- Executor ------------------------------------------------------------------------------
+
+    def start(self, progress: Progress) -> Capacity:
+        progress("fake weights", 1, 1)
+        return self.capacity
+
+    def submit(self, plan: StepPlan) -> None:
+        if self.dead or self.stopped:
+            raise RuntimeError("the fake executor is dead")
+        if plan.number != len(self.plans):
+            raise PagingFault(f"plan {plan.number} is out of order")
+        self.plans.append(plan)
+        self._queue.append(plan)
+
+    def collect(self) -> StepOutput:
+        plan = self._queue.popleft()
+        if self.dead or self.stopped:
+            raise RuntimeError("the fake executor is dead")
+        if self.failing_steps > 0:
+            self.failing_steps -= 1
+            raise RuntimeError("the fake executor was told to fail this step")
+        if self._seconds_per_step:
+            time.sleep(self._seconds_per_step)
+        for sequence in plan.retired:
+            self._sequences.pop(sequence, None)
+        self._move(plan)
+        results = tuple([self._compute(piece) for piece in plan.slices])
+        return StepOutput(number=plan.number, results=results, seconds=1e-3)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    # --- the model -----------------------------------------------------------------------------
+
+    def _move(self, plan: StepPlan) -> None:
+        for device, host in plan.moves.swap_out:
+            self._host[host][:] = self._cells[device]
+        for host, device in plan.moves.swap_in:
+            self._cells[device][:] = self._host[host]
+        for source, target in plan.moves.copies:
+            self._cells[target][:] = self._cells[source]
+
+    def _compute(self, piece: Slice) -> SliceResult:
+        sequence = self._meet(piece)
+        if self.failing_slices > 0 or (
+            self.poison is not None and self.poison in sequence.token_ids
+        ):
+            self.failing_slices = max(0, self.failing_slices - 1)
+            return SliceResult(sequence=piece.sequence, error="the fake executor failed this slice")
+        self._write(piece, sequence)
+        context = self._read(piece, sequence)
+        params = sequence.params
+        token_ids: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        candidates: tuple[tuple[int, float], ...] = ()
+        if piece.wants & Wants.TOKEN:
+            token = self._sample(sequence, context)
+            token_ids = (token,)
+            if params.logprobs is not None:
+                logprobs = (self._logprobs(zlib.crc32(context), token, params.logprobs),)
+            sequence.token_ids.append(token)
+        if piece.wants & Wants.CANDIDATES:
+            ranked = self._ranking(zlib.crc32(context), 2 * params.beam_width)
+            candidates = tuple(ranked)
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if piece.wants & Wants.PROMPT_LOGPROBS and params.prompt_logprobs is not None:
+            follow = sequence.prompt[piece.start + 1 : piece.start + piece.count + 1]
+            prompt_logprobs = tuple(
+                [
+                    self._logprobs(zlib.crc32(context[: position * _CELL.size]), token, k)
+                    for k in (params.prompt_logprobs,)
+                    for position, token in enumerate(follow, piece.start + 1)
+                ]
+            )
+        return SliceResult(
+            sequence=piece.sequence,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            candidates=candidates,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _meet(self, piece: Slice) -> _Known:
+        """The sequence of a slice, brought up to date with what the slice tells of it."""
+        if piece.history is not None:
+            told = piece.history
+            prompt = told.token_ids[: told.prompt_length]
+            self._sequences[piece.sequence] = _Known(
+                params=told.params,
+                seed=told.seed,
+                prompt=prompt,
+                token_ids=list(told.token_ids),
+                cells=bytearray().join(
+                    _CELL.pack(token + 1, position)
+                    for position, token in enumerate(told.token_ids[: piece.start])
+                ),
+                script=self._script(prompt) if self._script else None,
+            )
+        sequence = self._sequences.get(piece.sequence)
+        if sequence is None:
+            raise PagingFault(f"sequence {piece.sequence} was never introduced")
+        sequence.token_ids += piece.token_ids
+        if piece.blocks:
+            if piece.first_block > len(sequence.table):
+                raise PagingFault(f"sequence {piece.sequence} has a gap in its block table")
+            sequence.table[piece.first_block :] = piece.blocks
+        return sequence
+
+    def _write(self, piece: Slice, sequence: _Known) -> None:
+        if len(sequence.cells) != piece.start * _CELL.size:
+            raise PagingFault(f"sequence {piece.sequence} skips or repeats cells at {piece.start}")
+        stop = piece.start + piece.count
+        if piece.count < 1 or stop > len(sequence.token_ids):
+            raise PagingFault(f"sequence {piece.sequence} has no token at {stop - 1}")
+        size = self.capacity.block_size
+        if len(sequence.table) != (stop + size - 1) // size:
+            raise PagingFault(
+                f"sequence {piece.sequence} has {len(sequence.table)} blocks at {stop}"
+            )
+        for position in range(piece.start, stop):
+            cell = _CELL.pack(sequence.token_ids[position] + 1, position)
+            offset = position % size * _CELL.size
+            block = self._cells[sequence.table[position // size]]
+            block[offset : offset + _CELL.size] = cell
+            sequence.cells += cell
+
+    def _read(self, piece: Slice, sequence: _Known) -> bytes:
+        """All cells up to the slice's last position, through the block table."""
+        length = (piece.start + piece.count) * _CELL.size
+        context = b"".join([self._cells[block] for block in sequence.table])[:length]
+        if context != sequence.cells:
+            bad = next(i for i in range(length) if context[i] != sequence.cells[i])
+            raise PagingFault(
+                f"sequence {piece.sequence} reads a foreign cell at position {bad // _CELL.size}"
+            )
+        return context
+
+    def _sample(self, sequence: _Known, context: bytes) -> int:
+        """A hash of the context; of the seed too, unless greedy."""
+        params = sequence.params
+        ends = self.capacity.eos_token_ids
+        done = len(sequence.token_ids) - len(sequence.prompt)
+        if sequence.script is not None:
+            if done < len(sequence.script):
+                return sequence.script[done]
+            return ends[0]
+        state = zlib.crc32(context)
+        if not params.greedy:
+            state = zlib.crc32(sequence.seed.to_bytes(8, "little"), state)
+        draw = zlib.crc32(b"end", state) / 2**32
+        masked = params.ignore_eos or done < params.min_tokens
+        if ends and not masked and draw < self._eos_rate:
+            return ends[state % len(ends)]
+        banned = {*ends, *(params.stop_token_ids if done < params.min_tokens else ())}
+        token = state % self.capacity.vocab_size
+        while token in banned:
+            token = (token + 1) % self.capacity.vocab_size
+        return token
+
+    def _ranking(self, state: int, count: int) -> list[tuple[int, float]]:
+        """The `count` likeliest tokens: distinct, log-probabilities falling, ends among them."""
+        vocab = self.capacity.vocab_size
+        tokens = [(state + rank * 7919) % vocab for rank in range(min(count, vocab))]
+        if self.capacity.eos_token_ids and zlib.crc32(b"end", state) / 2**32 < self._eos_rate:
+            end = self.capacity.eos_token_ids[0]
+            tokens = [token for token in tokens if token != end]
+            tokens.insert(state % (len(tokens) + 1), end)
+        shift = (state >> 8) % 97 / 97
+        ranked = dict.fromkeys(tokens)
+        return [
+            (token, -shift - _LOGPROB_STEP * (rank + 1))
+            for rank, token in enumerate(list(ranked)[:count])
+        ]
+
+    def _logprobs(self, state: int, token: int, top: int) -> TokenLogprobs:
+        ranked = self._ranking(state, max(top, 1))
+        ids = [other for other, _ in ranked]
+        rank = ids.index(token) + 1 if token in ids else len(ids) + 1
+        return TokenLogprobs(
+            token_id=token,
+            logprob=dict(ranked).get(token, ranked[-1][1] - _LOGPROB_STEP),
+            rank=rank,
+            top_ids=tuple(ids[:top]),
+            top_logprobs=tuple(logprob for _, logprob in ranked[:top]),
+        )
