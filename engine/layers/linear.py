@@ -1,0 +1,54 @@
+"""Linear layers, merged where several share their input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from .blueprint import Blueprint, Parameter
+
+
+class Linear:
+    """One matrix that holds those of `names` one below the other: one multiplication for all.
+
+    `outputs[i]` is how many outputs `names[i]` has; the result is their concatenation.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        names: Sequence[str],
+        *,
+        inputs: int,
+        outputs: Sequence[int],
+        bias: bool = False,
+    ) -> None:
+        self._names = tuple(names)
+        self._outputs = tuple(outputs)
+        self._method = blueprint.quantization
+        self._parameters = self._method.parameters(
+            inputs, sum(outputs), bias=bias, dtype=blueprint.dtype, device=blueprint.device
+        )
+        self._tensors = {suffix: p.tensor for suffix, p in self._parameters.items()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [tokens, inputs] -> [tokens, sum(outputs)]."""
+        return self._method.apply(self._tensors, x)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The checkpoint's tensors, each with its part of the merged ones."""
+        for suffix, parameter in self._parameters.items():
+            first = 0
+            for name, outputs in zip(self._names, self._outputs, strict=True):
+                part = parameter.tensor
+                if parameter.output_axis is not None:
+                    cells = outputs // parameter.outputs_per_cell
+                    part = part.narrow(parameter.output_axis, first, cells)
+                    first += cells
+                yield Parameter(f"{name}.{suffix}", part)
+
+    def finish(self) -> None:
+        """All parameters are loaded: let the weight format bring them into its final shape."""
+        self._tensors = self._method.finish(self._tensors)
+        self._parameters = {}

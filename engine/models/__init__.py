@@ -1,0 +1,1 @@
+"""One file per model family; `engine/registry.py` has one line for each."""

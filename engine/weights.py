@@ -1,0 +1,171 @@
+"""From a checkpoint folder to a model: each tensor is copied straight to where it is computed with.
+
+Files are mapped, not read, and each tensor is cast and copied on its own into memory that is
+already the layer's (a part of a merged one where layers are merged): the peak is the weights and
+one tensor. Nothing but safetensors is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from octavo.kernels.registry import resolve
+
+from .attention.paged import PagedAttention
+from .checkpoint import ModelConfig, read_model_config, weight_files
+from .device import available_memory
+from .errors import BrokenCheckpoint, ConfigError, DoesNotFit
+from .layers.blueprint import Blueprint
+from .models.base import Model
+from .quantization.none import Unquantized
+from .registry import model_class_path
+
+STAGE = "loading weights"
+_STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Tensors that older checkpoints hold and that follow from config.json.
+_DERIVED = (".rotary_emb.inv_freq",)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    load_format: str = "safetensors",
+) -> Model:
+    """The model in the folder `path`, its weights cast to `dtype` on `device`.
+
+    `load_format` "dummy" needs config.json only and gives random weights, the same each time.
+    `progress` is called as progress(stage, bytes done, bytes in total).
+
+    Raises:
+        ConfigError: no model there, an unsupported one, or one that is broken or does not fit.
+    """
+    config = read_model_config(path)
+    model_class = _model_class(config.architecture)
+    model = model_class(_blueprint(model_class.config_from(config), dtype, device))
+    _require_memory(model, path)
+    if load_format == "dummy":
+        _fill_at_random(model)
+    elif load_format == "safetensors":
+        _fill(model, weight_files(path), progress)
+    else:
+        raise ConfigError(
+            f"--load-format {load_format} is not known; it must be safetensors or dummy."
+        )
+    model.finish()
+    return model
+
+
+def _model_class(architecture: str) -> type[Model]:
+    module, _, name = model_class_path(architecture).partition(":")
+    found: type[Model] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _blueprint(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Blueprint:
+    if config.raw.get("quantization_config"):
+        method = config.raw["quantization_config"].get("quant_method", "an unnamed method")
+        raise BrokenCheckpoint(
+            f"The checkpoint is quantized by {method}; octavo reads unquantized ones only."
+        )
+    ops = resolve(device)
+    return Blueprint(
+        config=config,
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        attention=PagedAttention(ops),
+        quantization=Unquantized(),
+    )
+
+
+def _require_memory(model: Model, path: str | Path) -> None:
+    """Until tensors are filled they cost address space only, so this is the moment to look."""
+    need, have = model.weight_bytes, available_memory()
+    if need > have:
+        raise DoesNotFit(
+            f"The weights of {path} need {need / 2**30:.1f} GiB, but {have / 2**30:.1f} GiB of "
+            f"memory are free; use a smaller model or --dtype bfloat16."
+        )
+
+
+def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, int], None]) -> None:
+    """Copy every tensor of the files to its place, and see that none is missing or left over."""
+    targets = {parameter.name: parameter.tensor for parameter in model.parameters()}
+    ignored = _DERIVED + (("lm_head.weight",) if model.config.tied_embeddings else ())
+    missing, extra = set(targets), []
+    done, total = 0, sum(file.stat().st_size for file in files)
+    progress(STAGE, 0, total)
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as shard:
+                for stored_name in shard.keys():  # noqa: SIM118 - not a mapping
+                    name = _renamed(stored_name, model)
+                    if name.endswith(ignored):
+                        continue
+                    if name not in targets:
+                        extra.append(stored_name)
+                        continue
+                    stored = shard.get_tensor(stored_name)
+                    _copy(stored, targets[name], name=stored_name, file=file)
+                    missing.discard(name)
+                    done += stored.nbytes
+                    progress(STAGE, done, total)
+        except (SafetensorError, OSError) as error:
+            raise BrokenCheckpoint(
+                f"{file} is cut short or damaged ({error}); download it again."
+            ) from None
+    if missing:
+        raise BrokenCheckpoint(f"{files[0].parent} lacks {_some(missing)}.")
+    if extra:
+        raise BrokenCheckpoint(
+            f"{files[0].parent} holds {_some(extra)}, which {model.config.architecture} with this "
+            f"config.json does not have."
+        )
+    progress(STAGE, total, total)
+
+
+def _copy(stored: Tensor, target: Tensor, *, name: str, file: Path) -> None:
+    if stored.shape != target.shape:
+        raise BrokenCheckpoint(
+            f"{file} holds {name} as {list(stored.shape)}, but config.json makes it "
+            f"{list(target.shape)}."
+        )
+    if stored.dtype not in _STORED:
+        raise BrokenCheckpoint(
+            f"{file} holds {name} as {str(stored.dtype).removeprefix('torch.')}, which is no "
+            f"plain floating-point format."
+        )
+    target.copy_(stored)
+
+
+def _renamed(name: str, model: Model) -> str:
+    for theirs, ours in model.renames:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _some(names: set[str] | list[str]) -> str:
+    """The first few of many names."""
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return f"the tensor{'s' if len(ordered) > 1 else ''} {', '.join(ordered[:3])}{rest}"
+
+
+def _fill_at_random(model: Model) -> None:
+    """Small normals, norms of one: numbers that stay finite through any depth."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.name.endswith("norm.weight"):
+            parameter.tensor.fill_(1.0)
+        else:
+            parameter.tensor.normal_(0.0, 0.02, generator=generator)

@@ -1,0 +1,178 @@
+"""The contract of every op: its name, shapes and dtypes. Implementations are in the other folders.
+
+`Ops` is one implementation of each, chosen for a device by `registry.resolve`. Letters in shapes:
+tokens = rows of this step, heads = query heads, kv_heads divides heads. `dtype` is float32 or
+bfloat16, the same for all tensors of a call; sums are taken in float32 whatever the dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class RmsNorm(Protocol):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis (Zhang and Sennrich 2019)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """x [..., size], weight [size] -> [..., size], a new tensor."""
+
+
+class AddRmsNorm(Protocol):
+    """residual += x, in place; then the RmsNorm of residual."""
+
+    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """x and residual [tokens, size], weight [size] -> [tokens, size]; x is left alone."""
+
+
+class Rotate(Protocol):
+    """Rotary position embedding (Su et al. 2021), the two halves of a head being rotated."""
+
+    def __call__(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """x [tokens, heads, head_dim], cosine and sine [tokens, 1, rotary_dim] -> like x, new.
+
+        rotary_dim <= head_dim; the rest of a head passes unrotated. `sine` carries the sign: its
+        first half is negated, so that out = x * cosine + swap_halves(x) * sine.
+        """
+
+
+class SiluMul(Protocol):
+    """silu(gate) * up, the gated linear unit of Shazeer 2020."""
+
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """gate_up [tokens, 2 * size], gate first -> [tokens, size]."""
+
+
+class AttentionPlan(Protocol):
+    """Paged attention of one step: what all its layers share is worked out once.
+
+    A layer's cache is [blocks, 2, block_size, kv_heads, head_dim], keys at 0 and values at 1.
+    """
+
+    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write this step's cells: key and value [tokens, kv_heads, head_dim]."""
+
+    def attend(
+        self,
+        cache: Tensor,
+        query: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """query [tokens, heads, head_dim] -> [tokens, heads, head_dim].
+
+        The token at position p of its sequence sees the positions 0 .. p of it, or with a window
+        the last `window` of these, itself included; all of them have been stored. Scores are
+        scale * (query . key), with a softcap c then c * tanh(scores / c).
+        """
+
+
+class PlanAttention(Protocol):
+    """Plans paged attention over ragged slices of any mixture of lengths."""
+
+    def __call__(
+        self,
+        *,
+        query_offsets: Tensor,
+        context_lengths: Tensor,
+        block_tables: Tensor,
+        slot_mapping: Tensor,
+        query_lengths: tuple[int, ...],
+        context_lengths_host: tuple[int, ...],
+        block_size: int,
+    ) -> AttentionPlan:
+        """Tensors as in `engine/batch.py`: offsets, lengths and tables int32, slots int64.
+
+        The last `query_lengths[i]` positions of sequence i's context are its queries.
+        """
+
+
+class CopyBlocks(Protocol):
+    """Copy whole blocks, within one cache or between the device's and the host's."""
+
+    def __call__(self, source: Tensor, target: Tensor, pairs: Tensor) -> None:
+        """target[pairs[i, 1]] = source[pairs[i, 0]]; pairs int64 [count, 2].
+
+        All are read before the first is written, so a target may be another pair's source.
+        """
+
+
+class GumbelArgmax(Protocol):
+    """Draw one column per row from softmax(logits / temperature), by the Gumbel-max trick.
+
+    argmax(logits + temperature * noise) is the same draw as argmax(logits / temperature + noise)
+    and overflows at no temperature; 0 is greedy (Gumbel 1954; Maddison, Tarlow, Minka 2014). The
+    noise is a pure function of (seed, position, token id), the one of `reference/sampling.py`.
+    """
+
+    def __call__(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
+        """logits float32 [rows, columns], minus infinity is never drawn; temperature float32 [rows];
+        seeds int64 [rows], 64 bits in two's complement; positions int64 [rows], of the token to be
+        drawn; token_ids int64 [rows, columns], None: the columns' numbers -> int64 [rows], the
+        chosen columns; of equal ones the first.
+        """
+
+
+class Largest(Protocol):
+    """The `count` largest of each row, descending, of equal values the lower column first."""
+
+    def __call__(self, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """values float32 [rows, columns], no NaN; count 0 .. columns
+        -> values float32 and columns int64, both [rows, count].
+        """
+
+
+class Rank(Protocol):
+    """How many of its row come before a column in the order of `Largest`, plus one."""
+
+    def __call__(self, values: Tensor, columns: Tensor) -> Tensor:
+        """values float32 [rows, columns], no NaN; columns int64 [rows] -> int64 [rows]."""
+
+
+class Penalise(Protocol):
+    """Lower what has been said before.
+
+    Repetition (Keskar et al. 2019, "CTRL") divides a positive logit and multiplies a negative one,
+    for tokens of prompt or output; then OpenAI's penalties are subtracted: `frequency` per
+    occurrence in the output, `presence` once.
+    """
+
+    def __call__(
+        self,
+        logits: Tensor,
+        prompt_seen: Tensor,
+        output_counts: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+        repetition: Tensor,
+    ) -> Tensor:
+        """logits float32, prompt_seen bool, output_counts int32, all [rows, vocab]; presence,
+        frequency and repetition float32 [rows] -> float32 [rows, vocab].
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ops:
+    """One implementation of every op, for one device."""
+
+    rms_norm: RmsNorm
+    add_rms_norm: AddRmsNorm
+    rotate: Rotate
+    silu_mul: SiluMul
+    plan_attention: PlanAttention
+    copy_blocks: CopyBlocks
+    gumbel_argmax: GumbelArgmax
+    largest: Largest
+    rank: Rank
+    penalise: Penalise

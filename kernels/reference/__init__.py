@@ -1,0 +1,32 @@
+"""Every op in pure torch: runs on any device, and is what other kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ..ops import Ops
+from .activation import silu_mul
+from .attention import plan_attention
+from .cache import copy_blocks
+from .norm import add_rms_norm, rms_norm
+from .rope import rotate
+from .sampling import gumbel_argmax, largest, penalise, rank
+
+# Spelled as Ops so that the type checker compares each function with its contract.
+REFERENCE = Ops(
+    rms_norm=rms_norm,
+    add_rms_norm=add_rms_norm,
+    rotate=rotate,
+    silu_mul=silu_mul,
+    plan_attention=plan_attention,
+    copy_blocks=copy_blocks,
+    gumbel_argmax=gumbel_argmax,
+    largest=largest,
+    rank=rank,
+    penalise=penalise,
+)
+OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {name: getattr(REFERENCE, name) for name in Ops.__dataclass_fields__}
+)

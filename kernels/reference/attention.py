@@ -1,0 +1,287 @@
+"""Paged attention in pure torch: gather the cells a query sees, then scaled dot product attention.
+
+Slices with few queries each (decodes, verified drafts) are attended together: those of about the
+same length form a crowd, padded to its longest, in one call. A slice with many queries (a chunk of
+a prompt) is attended alone, in tiles, so that no mask grows with queries x context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
+_CROWD_CELLS = 1 << 13  # cells gathered at once for a crowd, unless one slice alone has more
+_TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees are left out
+_TILE_SCORES = 1 << 22  # scores of one head in one tile
+
+
+def plan_attention(
+    *,
+    query_offsets: Tensor,
+    context_lengths: Tensor,
+    block_tables: Tensor,
+    slot_mapping: Tensor,
+    query_lengths: tuple[int, ...],
+    context_lengths_host: tuple[int, ...],
+    block_size: int,
+) -> _Plan:
+    """See `ops.PlanAttention`."""
+    return _Plan(
+        query_lengths=query_lengths,
+        context_lengths=context_lengths_host,
+        block_tables=block_tables,
+        slot_mapping=slot_mapping,
+        block_size=block_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One sequence's part of the step, in host integers. Blocks are counted in its block table."""
+
+    index: int
+    first_row: int
+    queries: int
+    context: int
+    first_block: int  # the first one that any of its queries sees
+    blocks: int  # from there to the end of the context
+
+    @property
+    def first_position(self) -> int:
+        """Of its queries."""
+        return self.context - self.queries
+
+
+class _Plan:
+    """See `ops.AttentionPlan`."""
+
+    def __init__(
+        self,
+        *,
+        query_lengths: tuple[int, ...],
+        context_lengths: tuple[int, ...],
+        block_tables: Tensor,
+        slot_mapping: Tensor,
+        block_size: int,
+    ) -> None:
+        self._lengths = tuple(zip(query_lengths, context_lengths, strict=True))
+        self._block_tables = block_tables
+        self._block_size = block_size
+        # Cells in the cache seen as [blocks * 2 * block_size, kv_heads, head_dim].
+        self._key_cells = slot_mapping + slot_mapping // block_size * block_size
+        self._value_cells = self._key_cells + block_size
+        self._parts: dict[int | None, list[_Crowd | _Alone]] = {}  # by window
+
+    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
+        # A crowd's padding is cells of whoever had the block before: a NaN in it would spread.
+        cells = cache.view(-1, *cache.shape[3:])
+        cells.index_copy_(0, self._key_cells, key.nan_to_num(0.0, 0.0, 0.0))
+        cells.index_copy_(0, self._value_cells, value.nan_to_num(0.0, 0.0, 0.0))
+
+    def attend(
+        self,
+        cache: Tensor,
+        query: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        parts = self._parts.get(window)
+        if parts is None:
+            group = query.shape[1] // cache.shape[3]
+            parts = self._parts[window] = self._divide(window, group, query.dtype)
+        if len(parts) == 1:  # its rows are all rows, in order
+            return parts[0].attend(cache, query, scale, softcap)
+        out = torch.empty_like(query)
+        for part in parts:
+            out[part.rows] = part.attend(cache, query[part.rows], scale, softcap)
+        return out
+
+    def _divide(self, window: int | None, group: int, dtype: torch.dtype) -> list[_Crowd | _Alone]:
+        few: list[_Slice] = []
+        parts: list[_Crowd | _Alone] = []
+        for slice_ in self._slices(window):
+            if slice_.queries <= _CROWD_QUERIES:
+                few.append(slice_)
+            else:
+                parts.append(_Alone(slice_, window, self._block_tables, self._block_size))
+        for members in _crowds(few, _CROWD_CELLS // self._block_size):
+            table, size = self._block_tables, self._block_size
+            parts.append(_Crowd(members, window, table, size, group=group, dtype=dtype))
+        return parts
+
+    def _slices(self, window: int | None) -> list[_Slice]:
+        found: list[_Slice] = []
+        first_row = 0
+        for index, (queries, context) in enumerate(self._lengths):
+            seen_from = 0 if window is None else max(0, context - queries - window + 1)
+            first_block = seen_from // self._block_size
+            blocks = -(-context // self._block_size) - first_block
+            found.append(_Slice(index, first_row, queries, context, first_block, blocks))
+            first_row += queries
+        return found
+
+
+def _crowds(slices: list[_Slice], most_blocks: int) -> list[list[_Slice]]:
+    """Slices that go together: equally many queries, alike in length, not too many cells."""
+    crowds: list[list[_Slice]] = []
+    for slice_ in sorted(slices, key=lambda s: (s.queries, s.blocks)):
+        crowd = crowds[-1] if crowds else []
+        if (
+            crowd
+            and slice_.queries == crowd[0].queries
+            and slice_.blocks * (len(crowd) + 1) <= most_blocks
+            and 2 * slice_.blocks <= 3 * crowd[0].blocks + 8
+        ):
+            crowd.append(slice_)
+        else:
+            crowds.append([slice_])
+    return [sorted(crowd, key=lambda s: s.index) for crowd in crowds]
+
+
+class _Crowd:
+    """Slices of equally many queries, attended in one call."""
+
+    def __init__(
+        self,
+        members: list[_Slice],
+        window: int | None,
+        block_tables: Tensor,
+        block_size: int,
+        *,
+        group: int,
+        dtype: torch.dtype,
+    ) -> None:
+        device = block_tables.device
+        self._queries = queries = members[0].queries
+        self._sequences = len(members)
+        self.rows = _rows(members, device)
+
+        def column(values: list[int]) -> Tensor:
+            return torch.tensor(values, device=device).unsqueeze(1)  # [sequences, 1]
+
+        blocks = max(s.blocks for s in members)
+        first = column([s.first_block for s in members])
+        last = column([s.first_block + s.blocks - 1 for s in members])
+        tables = block_tables[
+            column([s.index for s in members]),
+            torch.minimum(first + torch.arange(blocks, device=device), last),
+        ]  # [sequences, blocks]
+        self._halves = _halves(tables)
+
+        cells = first * block_size + torch.arange(blocks * block_size, device=device)
+        positions = column([s.first_position for s in members]) + torch.arange(
+            queries, device=device
+        )
+        bias = _bias(positions, cells, window, dtype).unsqueeze(1)  # [sequences, 1, queries, cells]
+        # With one query the heads of a group share its row by broadcasting.
+        self._bias = bias if queries == 1 else bias.repeat_interleave(group, dim=2)
+
+    def attend(self, cache: Tensor, query: Tensor, scale: float, softcap: float | None) -> Tensor:
+        """query [sequences * queries, heads, head_dim] -> like query."""
+        _, _, block_size, kv_heads, head_dim = cache.shape
+        gathered = cache.view(-1, block_size, kv_heads, head_dim).index_select(0, self._halves)
+        split = (self._sequences, self._queries, kv_heads, -1, head_dim)
+        # The heads of a group are further queries to the same keys: nothing is repeated.
+        q = query.reshape(split).transpose(1, 2).flatten(2, 3)
+        k, v = gathered.view(2, self._sequences, -1, kv_heads, head_dim).transpose(2, 3)
+        out = _softmax_attention(q, k, v, self._bias, scale, softcap)
+        out = out.view(self._sequences, kv_heads, self._queries, -1, head_dim).transpose(1, 2)
+        return out.reshape(query.shape)
+
+
+class _Alone:
+    """One slice with many queries, attended in tiles."""
+
+    def __init__(
+        self, slice_: _Slice, window: int | None, block_tables: Tensor, block_size: int
+    ) -> None:
+        self._slice = slice_
+        self._window = window
+        self._first_cell = slice_.first_block * block_size  # position of the first gathered cell
+        self.rows = slice(slice_.first_row, slice_.first_row + slice_.queries)
+        table = block_tables[slice_.index]
+        self._halves = _halves(table[slice_.first_block : slice_.first_block + slice_.blocks])
+
+    def attend(self, cache: Tensor, query: Tensor, scale: float, softcap: float | None) -> Tensor:
+        """query [queries, heads, head_dim] -> like query."""
+        _, _, block_size, kv_heads, head_dim = cache.shape
+        queries, heads, _ = query.shape
+        gathered = cache.view(-1, block_size, kv_heads, head_dim).index_select(0, self._halves)
+        split = (kv_heads, heads // kv_heads, -1, head_dim)
+        k, v = (
+            half.view(-1, kv_heads, head_dim).transpose(0, 1).unsqueeze(1).expand(split)
+            for half in gathered.chunk(2)
+        )  # [kv_heads, group, cells, head_dim], the group sharing memory
+        q = query.view(queries, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        out = torch.empty_like(query)
+        tile = max(1, min(_TILE_QUERIES, _TILE_SCORES // self._slice.context))
+        for first in range(0, queries, tile):
+            last = min(first + tile, queries)
+            positions, cells = self._seen(first, last, query.device)
+            low, high = cells[0] - self._first_cell, cells[-1] + 1 - self._first_cell
+            attended = _softmax_attention(
+                q[:, :, first:last],
+                k[:, :, low:high],
+                v[:, :, low:high],
+                _bias(positions, cells, self._window, query.dtype),
+                scale,
+                softcap,
+            )
+            out[first:last] = attended.permute(2, 0, 1, 3).reshape(-1, heads, head_dim)
+        return out
+
+    def _seen(self, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions of the queries first .. last - 1, and of all the cells they see."""
+        start = self._slice.first_position
+        from_cell = 0 if self._window is None else max(0, start + first - self._window + 1)
+        return (
+            torch.arange(start + first, start + last, device=device),
+            torch.arange(from_cell, start + last, device=device),
+        )
+
+
+def _rows(members: list[_Slice], device: torch.device) -> slice | Tensor:
+    """The step's rows that belong to `members`."""
+    queries = members[0].queries
+    firsts = [s.first_row for s in members]
+    if firsts == list(range(firsts[0], firsts[0] + queries * len(members), queries)):
+        return slice(firsts[0], firsts[0] + queries * len(members))
+    rows = torch.tensor(firsts, device=device).unsqueeze(1) + torch.arange(queries, device=device)
+    return rows.flatten()
+
+
+def _halves(tables: Tensor) -> Tensor:
+    """Indexes of all key halves, then of all value halves, in a cache seen as [blocks * 2, ...]."""
+    keys = tables.flatten().long() * 2
+    return torch.cat((keys, keys + 1))
+
+
+def _bias(positions: Tensor, cells: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: 0 where a query sees a cell, else -inf.
+
+    positions [..., queries] and cells [..., cells] are places in a sequence
+    -> [..., queries, cells].
+    """
+    here, there = positions.unsqueeze(-1), cells.unsqueeze(-2)
+    hidden = there > here
+    if window is not None:
+        hidden |= there <= here - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -inf)
+
+
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """q [a, b, queries, head_dim], k and v [a, b, cells, head_dim], bias broadcast to scores."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale / softcap)
+    weights = scores.tanh_().mul_(softcap).add_(bias).softmax(-1)
+    return torch.matmul(weights, v.float()).to(q.dtype)

@@ -1,0 +1,63 @@
+"""Op x device -> implementation, resolved once, when a model is built.
+
+Each device type has a list of providers, best first. A provider is a module of this package with a
+mapping `OPS` from op name to function; the first that has an op gives it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from .ops import Ops
+
+# The word before the dot is the folder; `reference` is pure torch and runs anywhere.
+PROVIDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("reference",)})
+
+
+def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] = PROVIDERS) -> Ops:
+    """The best implementation of every op on `device`.
+
+    Raises:
+        NotImplementedError: the device is unknown, or no provider of it has some op.
+    """
+    chosen = _choose(device, providers)
+    missing = [name for name, (_, function) in chosen.items() if function is None]
+    if missing:
+        raise NotImplementedError(
+            f"No kernel for {', '.join(missing)} on {device.type}; looked in "
+            f"{', '.join(providers[device.type])}."
+        )
+    functions: dict[str, Any] = {name: function for name, (_, function) in chosen.items()}
+    return Ops(**functions)
+
+
+def explain(
+    device: torch.device, providers: Mapping[str, tuple[str, ...]] = PROVIDERS
+) -> dict[str, str]:
+    """Op name -> the provider that `resolve` takes it from, or "missing"."""
+    return {name: provider for name, (provider, _) in _choose(device, providers).items()}
+
+
+def _choose(
+    device: torch.device, providers: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, Callable[..., Any] | None]]:
+    if device.type not in providers:
+        raise NotImplementedError(
+            f"There are no kernels for the device {device.type!r}, only for "
+            f"{', '.join(sorted(providers))}."
+        )
+    chosen: dict[str, tuple[str, Callable[..., Any] | None]] = {}
+    for op in fields(Ops):
+        chosen[op.name] = ("missing", None)
+        for provider in providers[device.type]:
+            offered = importlib.import_module(f".{provider}", __package__).OPS
+            if op.name in offered:
+                chosen[op.name] = (provider, offered[op.name])
+                break
+    return chosen
