@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -95,10 +96,12 @@ class Pair:
         some_chats = map(vocabulary.chat_text, [*texts.derived[::3], *texts.synthetic[::6]])
         tokenizer = vocabulary.train_tokenizer([*texts.stories[::2], *some_chats])
         tokenizer.save(str(self.tokenizer_file))
+        mixed = [*texts.synthetic, *texts.copying]
+        Random(0).shuffle(mixed)
         parts = {
             "stories": map(vocabulary.story_text, texts.stories),
             "derived": map(vocabulary.chat_text, texts.derived),
-            "synthetic": map(vocabulary.chat_text, texts.synthetic),
+            "synthetic": map(vocabulary.chat_text, mixed),
             "validation_stories": map(vocabulary.story_text, texts.validation_stories),
             "validation_chat": map(vocabulary.chat_text, texts.validation_chats),
         }

@@ -81,6 +81,7 @@ class Corpus:
     stories: list[str]
     derived: list[list[Message]]
     synthetic: list[list[Message]]
+    copying: list[list[Message]]
     validation_stories: list[str]
     validation_chats: list[list[Message]]
 
@@ -98,6 +99,7 @@ def read(folder: Path) -> Corpus:
         stories=stories,
         derived=with_system_prompts(read_chats(folder / CHAT_DERIVED), seed=1),
         synthetic=with_system_prompts(with_more_names(synthetic, names, seed=2), seed=3),
+        copying=with_system_prompts(copy_samples(stories, names, count=14_000, seed=4), seed=5),
         validation_stories=list(read_stories(folder / STORY_VALIDATION)),
         validation_chats=list(read_chats(folder / CHAT_VALIDATION)),
     )
@@ -179,6 +181,86 @@ def with_more_names(
         ]
 
     return [replaced(chat) for chat in chats]
+
+
+def copy_samples(
+    stories: list[str], names: list[str], *, count: int, seed: int
+) -> list[list[Message]]:
+    """Samples whose answer copies words of the question that no rule could have foreseen.
+
+    The rule-made corpus asks for copies from small sets of values; a network can learn those sets
+    instead of copying. Here the values are sentences, words and numbers drawn from the stories.
+    """
+    random = Random(seed)
+    words = sorted(
+        {word for story in stories[::40] for word in re.findall(r"\b[a-z]{3,9}\b", story)}
+    )
+
+    def sentence() -> str:
+        found: list[str] = []
+        while not found:
+            found = _SENTENCE.findall(random.choice(stories))
+        return random.choice(found).strip()
+
+    def value() -> str | int:
+        return random.choice(
+            (random.choice(words), random.choice(names or words), random.randint(0, 120))
+        )
+
+    def repetition() -> list[Message]:
+        several = " ".join(str(value()) for _ in range(random.randint(1, 8)))
+        text = random.choice((sentence(), several))
+        return _turns(f"{random.choice(_REPEAT)} {text}", text)
+
+    def json_object() -> list[Message]:
+        keys = random.sample(_JSON_KEYS, random.randint(1, 4))
+        fields = {key: value() for key in keys}
+        listed = ", ".join(f"{key} {item}" for key, item in fields.items())
+        return _turns(f"{random.choice(_JSON_STARTS)} {listed}.", json.dumps(fields))
+
+    def tool_call() -> list[Message]:
+        name, text = random.choice(names or words), sentence()
+        query = " ".join(random.sample(words, random.randint(1, 3)))
+        question, tool, arguments = random.choice(
+            (
+                (f"Write to {name} and say: {text}", "send_letter", {"to": name, "text": text}),
+                (f"Send a letter to {name}: {text}", "send_letter", {"to": name, "text": text}),
+                (f"Search for {query}.", "search", {"query": query}),
+                (f"Look up {query}.", "search", {"query": query}),
+            )
+        )
+        signatures = random.sample(_TEXT_TOOLS, len(_TEXT_TOOLS))
+        listed = {
+            "role": "system",
+            "content": "\n".join((TOOL_PREAMBLE, *map(json.dumps, signatures))),
+        }
+        call = json.dumps({"name": tool, "arguments": arguments})
+        return [listed, *_turns(question, f"<|tool_call|>{call}<|/tool_call|>")]
+
+    samples: list[list[Message]] = []
+    while len(samples) < count:
+        make = random.choices((repetition, json_object, tool_call), weights=(5, 3, 2))[0]
+        sample = make()
+        if not is_held_out(sample):
+            samples.append(sample)
+    return samples
+
+
+_SENTENCE = re.compile(r"(?<=[.!?] )[A-Z][^.!?\"\n]{12,110}[.!?](?= |\n|$)")
+_REPEAT = ("Repeat after me:", "Repeat:", "Say this again:")
+_JSON_STARTS = ("Give me JSON with", "Answer in JSON:", "Make a JSON object:")
+_JSON_KEYS = (
+    *("name", "age", "city", "visitor", "item", "color", "count"),
+    *("pet", "friend", "food", "place", "title", "number"),
+)
+_TEXT_TOOLS = (
+    {"name": "send_letter", "parameters": {"to": "string", "text": "string"}},
+    {"name": "search", "parameters": {"query": "string"}},
+)
+
+
+def _turns(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def with_system_prompts(

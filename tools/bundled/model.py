@@ -158,8 +158,8 @@ class Llama(nn.Module):
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of the last `length` positions over all of them, in blocks of queries.
 
-    Each block sees only the keys up to its end, so about half of the work is never done. In bf16 on a
-    CPU, forward and backward together take well under half the time of the fused operator.
+    Each block sees only the keys up to its end, so about half of the work is never done. In bf16 on
+    a CPU, forward and backward take well under half the time of the fused operator.
 
     Args:
         query: [batch, heads, length, head_dim].
