@@ -66,7 +66,7 @@ class BlockManager:
         if not self._prefixes.enabled or sequence.scoring:
             return []
         size = self.block_size
-        count = (min(len(sequence.token_ids), sequence.end) - 1) // size
+        count = self._attachable(sequence)
         self._extend_digests(sequence, count)
         found: list[Block] = []
         parent = self._root(sequence)
@@ -80,13 +80,17 @@ class BlockManager:
             parent = digest
         return found
 
-    def awaits(self, sequence: Sequence, cached: list[Block]) -> bool:
-        """Whether the block after `cached` is just being computed by another sequence."""
-        following = len(cached)
-        if not self._computing or sequence.scoring or following >= len(sequence.digests):
+    def awaits(self, sequence: Sequence) -> bool:
+        """Whether the next uncached prefix block of `sequence` is just being computed.
+
+        Whoever computes a block holds all blocks before it, so that any block of the prefix
+        among those being computed tells.
+        """
+        if not self._computing or sequence.scoring:
             return False
-        attachable = (following + 1) * self.block_size < min(len(sequence.token_ids), sequence.end)
-        return attachable and sequence.digests[following] in self._computing
+        count = self._attachable(sequence)
+        self._extend_digests(sequence, count)
+        return not self._computing.keys().isdisjoint(sequence.digests[:count])
 
     def attach(self, sequence: Sequence, cached: list[Block]) -> bool:
         """Start `sequence` on its cached blocks, if all it has pending would then fit too.
@@ -321,6 +325,10 @@ class BlockManager:
 
     def _blocks_for(self, tokens: int) -> int:
         return (tokens + self.block_size - 1) // self.block_size
+
+    def _attachable(self, sequence: Sequence) -> int:
+        """Full blocks before the last position to compute."""
+        return (min(len(sequence.token_ids), sequence.end) - 1) // self.block_size
 
     def _take(self) -> Block:
         block = self._pool.take()

@@ -8,7 +8,7 @@ decoding is the case of one pending token. A plan may be made while earlier ones
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from ..cache.manager import BlockManager
 from ..config import EngineConfig
@@ -17,17 +17,18 @@ from ..params import FinishReason, Request
 from ..sequence import NOWHERE, Sequence, Status
 from ..step import (
     Delta,
-    History,
     Slice,
     SliceResult,
     StepOutput,
     StepPlan,
     StepStats,
-    Wants,
 )
+from .beam import BeamSearch
 from .policy import policy_named
 from .preemption import Preemption
-from .search import Search, begin
+from .sample import SampleSearch, open_choices
+from .search import Search
+from .slices import SAMPLES, next_slice
 
 
 class Scheduler:
@@ -56,6 +57,7 @@ class Scheduler:
         self._policy = policy_named(config.scheduling_policy)
         self._preemption = Preemption(config.preemption, capacity, self._blocks)
         self._searches: dict[str, Search] = {}
+        self._family_size: Counter[str] = Counter()  # live sequences of each request
         self._live: dict[int, Sequence] = {}
         self._waiting: dict[int, Sequence] = {}  # WAITING or SWAPPED
         self._running: list[Sequence] = []  # in policy order
@@ -75,12 +77,15 @@ class Scheduler:
         """Take a request in. Its id must not be that of a live one."""
         if request.id in self._searches:
             raise ValueError(f"request {request.id!r} is live already")
+        choices = open_choices(request)
+        if not choices:
+            return
         root = self._create(request, list(request.prompt_token_ids))
-        search = begin(root, self._capacity, self)
-        if search is None:
-            del self._live[root.id], self._waiting[root.id]
-        else:
-            self._searches[request.id] = search
+        self._searches[request.id] = (
+            BeamSearch(root, self._capacity, self)
+            if request.sampling.beam_width
+            else SampleSearch(root, choices, self._capacity, self)
+        )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one choice of it, without a Delta; unknown or ended ones are no
@@ -113,7 +118,7 @@ class Scheduler:
                 self._preempt(victim)
                 preempted = True
             else:
-                slices.append(self._slice(sequence, count, now))
+                slices.append(self._compute(sequence, count, now))
                 budget -= count
         admitted = False
         if not (preempted or awaited) and budget and len(self._running) < self._max_running:
@@ -125,10 +130,9 @@ class Scheduler:
                 if sequence.status is Status.SWAPPED:
                     fits = self._blocks.swap_in(sequence)
                 else:
-                    cached = self._blocks.find_cached(sequence)
-                    if self._blocks.awaits(sequence, cached):
+                    if self._blocks.awaits(sequence):
                         continue
-                    fits = self._blocks.attach(sequence, cached)
+                    fits = self._blocks.attach(sequence, self._blocks.find_cached(sequence))
                 if not fits:
                     break
                 del self._waiting[sequence.id]
@@ -138,7 +142,7 @@ class Scheduler:
                 count = min(sequence.pending, budget)
                 if not self._blocks.reserve(sequence, count):
                     raise AssertionError(f"sequence {sequence.id} was admitted without room")
-                slices.append(self._slice(sequence, count, now))
+                slices.append(self._compute(sequence, count, now))
                 budget -= count
         if admitted:
             self._running = self._policy.order(self._running, now)
@@ -167,7 +171,7 @@ class Scheduler:
             if result.error is not None:
                 deltas += search.fail(sequence, result.error, now)
                 continue
-            if piece.wants in _SAMPLES:
+            if piece.wants in SAMPLES:
                 sequence.promised -= 1
             if sequence.status is Status.RUNNING:
                 self._blocks.publish(sequence, piece.start + piece.count)
@@ -268,8 +272,10 @@ class Scheduler:
         sequence.finish_reason = reason
         if sequence.introduced:
             self._retired.append(sequence.id)
-        if not any(s.request.id == sequence.request.id for s in self._live.values()):
-            del self._searches[sequence.request.id]
+        self._family_size[sequence.request.id] -= 1
+        if not self._family_size[sequence.request.id]:
+            del self._family_size[sequence.request.id]
+            self._searches.pop(sequence.request.id, None)
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -285,57 +291,16 @@ class Scheduler:
         )
         self._next_id += 1
         self._live[sequence.id] = self._waiting[sequence.id] = sequence
+        self._family_size[request.id] += 1
         return sequence
 
-    def _slice(self, sequence: Sequence, count: int, now: float) -> Slice:
-        """The next `count` tokens of `sequence`, for which blocks are reserved; they count as
-        computed from here on."""
-        start = sequence.computed
-        stop = start + count
-        if count > 1:
-            self._blocks.announce(sequence, count)
-        wants = Wants.NOTHING
-        if stop == sequence.known < sequence.limit:
-            if sequence.request.sampling.beam_width:
-                wants = Wants.CANDIDATES
-            else:
-                wants = Wants.TOKEN
-                sequence.promised += 1
-        if sequence.scoring:
-            wants |= Wants.PROMPT_LOGPROBS
-        history = None
-        if not sequence.introduced:
-            history = self._introduce(sequence, now)
-        appended, sequence.unsent = sequence.unsent, ()
-        table, told = sequence.block_table, sequence.told_blocks
-        sequence.told_blocks = len(table)
-        sequence.computed = stop
-        sequence.in_flight += 1
-        return Slice(
-            sequence=sequence.id,
-            start=start,
-            count=count,
-            wants=wants,
-            token_ids=appended,
-            first_block=told,
-            blocks=tuple(table[told:]) if told < len(table) else (),
-            history=history,
-            adapter=sequence.request.adapter,
-        )
-
-    def _introduce(self, sequence: Sequence, now: float) -> History:
-        """What the compute wing must know of a sequence it meets, perhaps again."""
+    def _compute(self, sequence: Sequence, count: int, now: float) -> Slice:
+        """The slice of the next `count` tokens, for which blocks have been reserved."""
         if sequence.first_scheduled is None:
             sequence.first_scheduled = now
-        sequence.introduced = True
-        sequence.told_blocks = 0
-        sequence.unsent = ()
-        return History(
-            params=sequence.request.sampling,
-            seed=sequence.seed,
-            prompt_length=sequence.prompt_length,
-            token_ids=tuple(sequence.token_ids),
-        )
+        if count > 1:
+            self._blocks.announce(sequence, count)
+        return next_slice(sequence, count)
 
     def _issue(self, slices: list[Slice]) -> StepPlan:
         plan = StepPlan(
@@ -385,6 +350,3 @@ class Scheduler:
             self._blocks.usage.blocks_used or self._blocks.usage.host_blocks_used
         ):
             self._audit_failures += 1
-
-
-_SAMPLES = (Wants.TOKEN, Wants.TOKEN | Wants.PROMPT_LOGPROBS)

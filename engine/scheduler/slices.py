@@ -1,0 +1,65 @@
+"""`next_slice`: one sequence's part of a plan, and what the compute wing must be told for it.
+
+The compute wing keeps what it has been told, so that a decoding sequence costs the same at any
+length: its slice names nothing but a position, and once per block a new block.
+"""
+
+from __future__ import annotations
+
+from ..sequence import Sequence
+from ..step import History, Slice, Wants
+
+_WITH_SCORES = {
+    wants: wants | Wants.PROMPT_LOGPROBS for wants in (Wants.NOTHING, Wants.TOKEN, Wants.CANDIDATES)
+}
+SAMPLES = (Wants.TOKEN, _WITH_SCORES[Wants.TOKEN])
+"""What a slice wants that yields a token of its sequence."""
+
+
+def next_slice(sequence: Sequence, count: int) -> Slice:
+    """The slice of the next `count` pending tokens, whose blocks are in the table already.
+
+    They count as computed from here on, and the token that follows the last known one as promised,
+    unless it is chosen by the planner (beam search).
+    """
+    start = sequence.computed
+    stop = start + count
+    wants = Wants.NOTHING
+    if stop == sequence.known < sequence.limit:
+        if sequence.request.sampling.beam_width:
+            wants = Wants.CANDIDATES
+        else:
+            wants = Wants.TOKEN
+            sequence.promised += 1
+    if sequence.scoring:
+        wants = _WITH_SCORES[wants]
+    history = None if sequence.introduced else _introduce(sequence)
+    appended, sequence.unsent = sequence.unsent, ()
+    table, told = sequence.block_table, sequence.told_blocks
+    sequence.told_blocks = len(table)
+    sequence.computed = stop
+    sequence.in_flight += 1
+    return Slice(
+        sequence=sequence.id,
+        start=start,
+        count=count,
+        wants=wants,
+        token_ids=appended,
+        first_block=told,
+        blocks=tuple(table[told:]) if told < len(table) else (),
+        history=history,
+        adapter=sequence.request.adapter,
+    )
+
+
+def _introduce(sequence: Sequence) -> History:
+    """All that the compute wing must know of a sequence that it meets, perhaps again."""
+    sequence.introduced = True
+    sequence.told_blocks = 0
+    sequence.unsent = ()
+    return History(
+        params=sequence.request.sampling,
+        seed=sequence.seed,
+        prompt_length=sequence.prompt_length,
+        token_ids=tuple(sequence.token_ids),
+    )
