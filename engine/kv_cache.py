@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -38,11 +41,11 @@ class KVCache:
         shape = (2, block_size, config.kv_heads, config.head_dim)
         self.block_size = block_size
         self.layers: list[Tensor] = [
-            torch.zeros(num_blocks, *shape, dtype=dtype, device=device)
-            for _ in range(config.layers)
+            _zeros((num_blocks, *shape), dtype, device) for _ in range(config.layers)
         ]
         self.host_layers: list[Tensor] = [
-            torch.zeros(num_host_blocks, *shape, dtype=dtype) for _ in range(config.layers)
+            _zeros((num_host_blocks, *shape), dtype, torch.device("cpu"))
+            for _ in range(config.layers)
         ]
         self._copy_blocks = ops.copy_blocks
 
@@ -57,3 +60,13 @@ class KVCache:
                 indexes = torch.tensor(pairs, dtype=torch.int64)
                 for here, there in zip(source, target, strict=True):
                     self._copy_blocks(here, there, indexes)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On a CPU they are pages that the operating system fills when they are first touched:
+    `torch.zeros` writes them all, which takes seconds for a large cache."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

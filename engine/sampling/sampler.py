@@ -22,12 +22,14 @@ from torch import Tensor
 
 from octavo.kernels.ops import Ops
 
+from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..step import TokenLogprobs
 from .logits import Histories, LogitsRule, Rows
 
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
+_NOT_FINITE = "the model's logits are not finite"
 
 _ROW = np.dtype(
     [
@@ -38,6 +40,8 @@ _ROW = np.dtype(
         ("min_p", np.float32),
         ("narrowed", np.bool_),  # whether any of the three above is on
         ("logprobs", np.int64),  # likeliest tokens to name, or _NO_LOGPROBS
+        ("prompt_logprobs", np.int64),  # the same for prompt tokens
+        ("candidates", np.int64),  # continuations to name for beam search
         ("shaped", np.bool_),  # whether any rule applies
     ]
 )
@@ -89,6 +93,8 @@ class Sampler:
             params.min_p,
             temperature > 0 and narrows,
             _NO_LOGPROBS if params.logprobs is None else min(params.logprobs, self._vocab_size),
+            min(params.prompt_logprobs or 0, self._vocab_size),
+            min(2 * params.beam_width, self._vocab_size),
             any(needs),
         )
 
@@ -111,28 +117,26 @@ class Sampler:
         token_ids: list[int] = chosen.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
         if own is not None:
-            answers = self.describe(own, chosen[_index(asked, chosen)], state["logprobs"][asked])
+            answers = self._describe(own, chosen[_index(asked, chosen)], state["logprobs"][asked])
             logprobs = dict(zip(asked.tolist(), answers, strict=True))
         return Sampled(token_ids=token_ids, logprobs=logprobs, errors=errors)
 
     def candidates(
-        self, logits: Tensor, rows: Rows, counts: Sequence[int], histories: Histories
+        self, logits: Tensor, rows: Rows, histories: Histories
     ) -> list[tuple[tuple[int, float], ...]]:
-        """The likeliest continuations of each sequence, for beam search.
+        """The 2 * beam_width likeliest continuations of each sequence.
 
         Args:
-            logits: float32 [rows, vocab]; changed in place.
-            rows: int64 [rows], as for `sample`.
-            counts: how many to name, per row.
+            logits, rows, histories: as for `sample`.
 
         Returns:
-            Per row (token id, log-probability under the shaped logits), descending; fewer than
-            asked for where the rules leave fewer, none where the logits are not finite.
+            Per row (token id, log-probability under the shaped logits), descending; fewer where
+            the rules leave fewer, none where the logits are not finite.
         """
+        state = self._rows[rows]
         finite: list[bool] = logits.amax(-1).isfinite().tolist()
-        self._shape(logits, rows, self._rows["shaped"][rows], histories)
-        width = min(max(counts), self._vocab_size)
-        values, ids = self._ops.largest(logits.log_softmax(-1), width)
+        self._shape(logits, rows, state["shaped"], histories)
+        values, ids = self._ops.largest(logits.log_softmax(-1), int(state["candidates"].max()))
         return [
             tuple(
                 (token, value)
@@ -140,22 +144,31 @@ class Sampler:
                 if ok and value > float("-inf")
             )
             for ok, count, row_ids, row_values in zip(
-                finite, counts, ids.tolist(), values.tolist(), strict=True
+                finite, state["candidates"].tolist(), ids.tolist(), values.tolist(), strict=True
             )
         ]
 
-    def describe(
-        self, logprobs: Tensor, chosen: Tensor, counts: npt.NDArray[np.int64]
-    ) -> list[TokenLogprobs]:
-        """Name the chosen token and the likeliest ones of each row.
+    def score(self, logits: Tensor, token_ids: Tensor, row: int) -> tuple[TokenLogprobs, ...]:
+        """Log-probabilities of prompt tokens.
 
         Args:
-            logprobs: float32 [rows, vocab].
-            chosen: int64 [rows].
-            counts: how many of the likeliest to name, per row.
+            logits: float32 [tokens, vocab], of the positions before them.
+            token_ids: int64 [tokens].
+            row: the sequence they belong to.
+
+        Raises:
+            SequenceFailed: the logits are not finite.
         """
-        width = int(counts.max(initial=0))
-        values, ids = self._ops.largest(logprobs, width)
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise SequenceFailed(_NOT_FINITE)
+        counts = np.full(len(logits), self._rows["prompt_logprobs"][row])
+        return tuple(self._describe(logits.log_softmax(-1), token_ids, counts))
+
+    def _describe(
+        self, logprobs: Tensor, chosen: Tensor, counts: npt.NDArray[np.int64]
+    ) -> list[TokenLogprobs]:
+        """Name the chosen token [rows] and the counts[i] likeliest of each row [rows, vocab]."""
+        values, ids = self._ops.largest(logprobs, int(counts.max(initial=0)))
         return [
             TokenLogprobs(
                 token_id=token,
@@ -295,7 +308,7 @@ def _errors(finite: Tensor, possible: Tensor) -> dict[int, str]:
     if bool(fine.all()):
         return {}
     return {
-        row: "no token is left to choose from" if ok else "the logits are not finite"
+        row: "no token is left to choose from" if ok else _NOT_FINITE
         for row, ok in enumerate(finite.tolist())
         if not bool(fine[row])
     }

@@ -1,0 +1,152 @@
+"""From an `EngineConfig` to a `Runner` that is ready for its first plan."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from octavo.kernels import registry
+
+from ..checkpoint import ModelConfig, read_model_config, weight_files
+from ..config import EngineConfig
+from ..device import available_cores, available_memory, pick_device, pick_dtype
+from ..executor.base import Capacity, Progress
+from ..kv_cache import KVCache, block_bytes
+from ..params import SamplingParams
+from ..sampling.logits import standard_rules
+from ..sampling.sampler import Sampler
+from ..step import History, Moves, Slice, StepPlan, Wants
+from ..weights import load_model
+from .memory import MemoryPlan, activation_bytes, plan_memory
+from .runner import Runner
+from .sequences import SequenceTable
+
+_FIRST_TOKENS, _MORE_TOKENS = 8, 64  # computed to measure what a token costs
+_QUICK_SECONDS = 0.02  # a model this quick with the first is asked for more
+_SWAPPED_BLOCKS = 8
+
+
+def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
+    """Plan the memory, load the model, allocate the KV cache, measure.
+
+    To be called in the thread that will execute: torch's worker threads belong to their caller.
+
+    Raises:
+        ConfigError: the checkpoint cannot be loaded, or it does not fit.
+    """
+    torch.set_num_threads(config.threads or available_cores())
+    numbers = read_model_config(config.model)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, numbers.dtype)
+    memory = _plan(config, numbers, dtype)
+    ops = registry.resolve(device)
+    model = load_model(
+        config.model, dtype=dtype, device=device, progress=progress, load_format=config.load_format
+    )
+    progress("allocating the KV cache", 0, 0)
+    kv = KVCache(
+        model.config,
+        ops,
+        num_blocks=memory.num_blocks,
+        block_size=config.block_size,
+        dtype=dtype,
+        device=device,
+        num_host_blocks=memory.num_host_blocks,
+    )
+    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
+    table = SequenceTable(
+        rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
+    )
+    runner = Runner(
+        model=model,
+        kv=kv,
+        sampler=Sampler(numbers.vocab_size, rules, ops),
+        table=table,
+        device=device,
+    )
+    progress("measuring", 0, 0)
+    tokens = min(_MORE_TOKENS, config.max_num_batched_tokens, memory.max_model_len - 1)
+    capacity = Capacity(
+        num_blocks=memory.num_blocks,
+        block_size=config.block_size,
+        num_host_blocks=memory.num_host_blocks,
+        max_model_len=memory.max_model_len,
+        vocab_size=numbers.vocab_size,
+        eos_token_ids=numbers.eos_token_ids,
+        recompute_seconds_per_token=_seconds_per_token(runner, config.block_size, tokens),
+        swap_seconds_per_block=_seconds_per_swap(kv, memory),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        kv_bytes=memory.num_blocks * _block(config, numbers, dtype),
+        weight_bytes=model.weight_bytes,
+        parameters=model.parameter_count,
+    )
+    return runner, capacity
+
+
+def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
+    return plan_memory(
+        config,
+        numbers,
+        available=available_memory(),
+        weights=_weight_bytes(config, numbers, dtype),
+        activations=activation_bytes(
+            numbers,
+            tokens=config.max_num_batched_tokens,
+            sequences=config.max_num_seqs,
+            longest=config.max_model_len or numbers.context_length,
+            itemsize=dtype.itemsize,
+        ),
+        block=_block(config, numbers, dtype),
+    )
+
+
+def _block(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> int:
+    return block_bytes(numbers, block_size=config.block_size, dtype=dtype)
+
+
+def _weight_bytes(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> int:
+    """What the weights will take, before they are read: from the size of their files, or for
+    random weights from the shape of the model."""
+    if config.load_format == "dummy":
+        size = numbers.hidden_size
+        heads = (2 * numbers.heads + 2 * numbers.kv_heads) * numbers.head_dim
+        layer = size * (heads + 3 * numbers.intermediate_size + 2)
+        embeddings = size * numbers.vocab_size * (1 if numbers.tied_embeddings else 2)
+        return (embeddings + numbers.layers * layer) * dtype.itemsize
+    stored = sum(file.stat().st_size for file in weight_files(config.model))
+    return stored * dtype.itemsize // (4 if numbers.dtype == "float32" else 2)
+
+
+def _seconds_per_token(runner: Runner, block_size: int, most: int) -> float:
+    """What computing one token of a prompt costs. Also the model's warm-up."""
+
+    def measure(tokens: int) -> float:
+        prompt = (0,) * tokens
+        blocks = tuple(range(-(-tokens // block_size)))
+        history = History(
+            params=SamplingParams(temperature=0.0), seed=0, prompt_length=tokens, token_ids=prompt
+        )
+        part = Slice(
+            sequence=-1, start=0, count=tokens, wants=Wants.TOKEN, blocks=blocks, history=history
+        )
+        seconds = runner.execute(StepPlan(number=-1, slices=(part,))).seconds
+        runner.execute(StepPlan(number=-1, slices=(), retired=(-1,)))
+        return seconds / tokens
+
+    first = max(1, min(_FIRST_TOKENS, most))
+    cost = measure(first)
+    if cost * first < _QUICK_SECONDS and most > first:
+        cost = measure(most)
+    return cost
+
+
+def _seconds_per_swap(kv: KVCache, memory: MemoryPlan) -> float:
+    """What moving one block to host memory costs; 0 where there is no room for any."""
+    count = min(_SWAPPED_BLOCKS, memory.num_blocks, memory.num_host_blocks)
+    if not count:
+        return 0.0
+    began = time.perf_counter()
+    kv.apply(Moves(swap_out=tuple((block, block) for block in range(count))))
+    return (time.perf_counter() - began) / count

@@ -1,0 +1,139 @@
+"""How much goes to what, decided before any of it is allocated.
+
+What does not fit is refused at start-up, with what it needs, what there is, and settings that
+would fit; nothing is found out by running out of memory under load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checkpoint import ModelConfig
+from ..config import EngineConfig
+from ..errors import ConfigError, DoesNotFit
+
+# Of what `memory_utilization` grants. The page cache that holds the checkpoint, the front end and
+# other programs live in the same memory: with the default of 0.5 the KV cache takes a quarter.
+_KV_SHARE = 0.5
+_SCORE_BYTES = 64 << 20  # masks and scores of attention, prompt log-probabilities: bounded by tiles
+_UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Sizes of the KV cache. One sequence of `max_model_len` always fits `num_blocks`."""
+
+    num_blocks: int
+    num_host_blocks: int
+    max_model_len: int
+
+
+def plan_memory(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    available: int,
+    weights: int,
+    activations: int,
+    block: int,
+) -> MemoryPlan:
+    """Divide the memory.
+
+    Args:
+        available: bytes this process may take, the weights not being there yet.
+        weights: bytes of the weights.
+        activations: bytes of the largest step's temporaries (`activation_bytes`).
+        block: bytes of one block in all layers.
+
+    Raises:
+        ConfigError: max_model_len is more than the checkpoint is made for.
+        DoesNotFit: the weights, or one sequence of max_model_len, need more than there is.
+    """
+    fixed = weights + activations
+    swap = config.swap_space // block * block
+    granted = int(available * config.memory_utilization)
+    if fixed + swap > available:
+        raise DoesNotFit(
+            f"The weights ({size(weights)}), one step's temporaries ({size(activations)}) and the "
+            f"swap space ({size(swap)}) need {size(fixed + swap)}, but {size(available)} of memory "
+            f"is free; use a smaller model, --dtype bfloat16, a smaller --max-num-batched-tokens, "
+            f"or --swap-space 0."
+        )
+    longest = config.max_model_len or model.context_length
+    if longest > model.context_length:
+        raise ConfigError(
+            f"--max-model-len {longest} is more than the {model.context_length} tokens this "
+            f"checkpoint is made for; use --max-model-len {model.context_length}."
+        )
+    if config.kv_memory is None:
+        budget = max(0, min(granted - fixed - swap, int(granted * _KV_SHARE)))
+    else:
+        budget = config.kv_memory
+        if fixed + swap + budget > available:
+            raise DoesNotFit(
+                f"--kv-memory {size(budget)} together with the weights and one step's temporaries "
+                f"({size(fixed)}) and the swap space ({size(swap)}) is more than the "
+                f"{size(available)} of memory that is free; --kv-memory "
+                f"{setting(available - fixed - swap)} would fit."
+            )
+    affordable = budget // block
+    if config.max_model_len is None:
+        longest = min(longest, affordable * config.block_size)
+    per_sequence = -(-longest // config.block_size)
+    if affordable < max(1, per_sequence):
+        raise _too_long(longest, per_sequence, config, available - fixed - swap, budget, block)
+    return MemoryPlan(
+        num_blocks=min(affordable, config.max_num_seqs * per_sequence),
+        num_host_blocks=swap // block,
+        max_model_len=longest,
+    )
+
+
+def _too_long(
+    longest: int, blocks: int, config: EngineConfig, most: int, budget: int, block: int
+) -> DoesNotFit:
+    """What one sequence needs, what it has, and the settings that would fit."""
+    need = max(1, blocks) * block
+    ways = []
+    if budget >= block:
+        ways.append(f"--max-model-len {budget // block * config.block_size}")
+    if need <= most:
+        ways.append(f"--kv-memory {setting(need, up=True)}")
+    advice = " or ".join(ways) + " would fit" if ways else "use a machine with more memory"
+    return DoesNotFit(
+        f"One sequence of {max(longest, config.block_size)} tokens needs {size(need)} of KV cache, "
+        f"but {size(budget)} is set aside for it; {advice}."
+    )
+
+
+def activation_bytes(
+    model: ModelConfig, *, tokens: int, sequences: int, longest: int, itemsize: int
+) -> int:
+    """An upper estimate of what one step allocates besides weights and KV cache.
+
+    Args:
+        tokens, sequences: of the largest step.
+        longest: tokens of the longest sequence.
+        itemsize: bytes of a number.
+    """
+    heads = (2 * model.heads + 4 * model.kv_heads) * model.head_dim  # projections, before and after
+    widest = max(heads, 3 * model.intermediate_size)
+    per_token = (4 * model.hidden_size + widest) * itemsize
+    gathered = 4 * longest * model.kv_heads * model.head_dim * itemsize  # keys and values, copied
+    # Logits, their log-probabilities, noise and its integers, sort keys, and penalty counts.
+    per_row = 32 * model.vocab_size
+    return tokens * per_token + gathered + sequences * per_row + _SCORE_BYTES
+
+
+def size(count: int) -> str:
+    """Bytes for a reader: 1.5 GiB."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{max(0, count)} bytes"
+
+
+def setting(count: int, *, up: bool = False) -> str:
+    """Bytes as a setting's value, rounded down to a whole unit, or up: 1536MiB."""
+    unit, name = (1 << 20, "MiB") if count >= 16 << 20 else (1 << 10, "KiB")
+    return f"{-(-count // unit) if up else max(0, count) // unit}{name}"

@@ -1,0 +1,121 @@
+"""What the compute wing knows of each living sequence: its tokens and its block table, by row.
+
+Rows of preallocated arrays, so that the batch of a step is gathered by a handful of indexing
+operations however many sequences it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import SequenceFailed
+from ..step import History, Slice
+
+
+class SequenceTable:
+    """Token ids, lengths and block tables of the living sequences. Grows when it must.
+
+    A sequence's tokens become `known` when a slice brings them; they are *kept* when the step has
+    succeeded. A step that failed may therefore be run again: it brings the same tokens to the same
+    places.
+
+    Args:
+        rows: sequences to make room for at first.
+        longest: tokens of the longest sequence.
+        block_size: tokens of a block.
+    """
+
+    def __init__(self, *, rows: int, longest: int, block_size: int) -> None:
+        self._block_size = block_size
+        self._row_of: dict[int, int] = {}  # by sequence id
+        self._free = list(range(rows - 1, -1, -1))
+        # One more than the longest: the last token of a sequence is sampled, never computed.
+        self.token_ids = np.zeros((rows, longest + 1), dtype=np.int32)
+        self.lengths = np.zeros(rows, dtype=np.int64)  # known tokens
+        self.prompt_lengths = np.zeros(rows, dtype=np.int64)
+        self.block_tables = np.zeros((rows, -(-longest // block_size)), dtype=np.int32)
+        self._kept = np.zeros(rows, dtype=np.int64)  # tokens of steps that have succeeded
+        self._mapped = np.zeros(rows, dtype=np.int64)  # entries of the block table that are set
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def forget(self, sequences: Iterable[int]) -> None:
+        """Give up the rows of sequences; unknown ones are no error."""
+        for sequence in sequences:
+            row = self._row_of.pop(sequence, None)
+            if row is not None:
+                self._free.append(row)
+
+    def row(self, part: Slice) -> int:
+        """Take in what a slice brings, and return the row of its sequence.
+
+        Raises:
+            SequenceFailed: the sequence is unknown.
+        """
+        if part.history is not None:
+            row = self._admit(part.sequence, part.history)
+        elif part.sequence in self._row_of:
+            row = self._row_of[part.sequence]
+        else:
+            raise SequenceFailed("an earlier step, which brought the sequence's history, failed")
+        if part.token_ids or part.history is not None:
+            length = self._kept[row] + len(part.token_ids)
+            self.token_ids[row, self._kept[row] : length] = part.token_ids
+            self.lengths[row] = length
+        if part.blocks:
+            end = part.first_block + len(part.blocks)
+            self.block_tables[row, part.first_block : end] = part.blocks
+            self._mapped[row] = end
+        return row
+
+    def reach(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many positions of each sequence can be computed: it has their tokens and blocks."""
+        return np.minimum(self.lengths[rows], self._mapped[rows] * self._block_size)
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """The step has succeeded: what these sequences were brought is theirs."""
+        self._kept[rows] = self.lengths[rows]
+
+    def append(self, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]) -> None:
+        """The step has succeeded and sampled one token for each of these sequences."""
+        lengths = self.lengths[rows]
+        self.token_ids[rows, lengths] = token_ids
+        self.lengths[rows] = self._kept[rows] = lengths + 1
+
+    def check(self) -> None:
+        """Every row is free or has exactly one owner, and nothing is known beyond its width."""
+        rows = sorted([*self._free, *self._row_of.values()])
+        assert rows == list(range(len(self.lengths))), "rows leaked or were given out twice"
+        assert (self.lengths <= self.token_ids.shape[1]).all()
+        assert (self._kept <= self.lengths).all()
+
+    def _admit(self, sequence: int, history: History) -> int:
+        row = self._row_of.get(sequence)
+        if row is None:
+            if not self._free:
+                self._grow()
+            row = self._row_of[sequence] = self._free.pop()
+        self.token_ids[row, : len(history.token_ids)] = history.token_ids
+        self.prompt_lengths[row] = history.prompt_length
+        self._kept[row] = len(history.token_ids)
+        self._mapped[row] = 0
+        return row
+
+    def _grow(self) -> None:
+        """Twice as many rows. Swapped-out sequences live on here, and planning has no limit."""
+        rows = len(self.lengths)
+        self._free.extend(range(2 * rows - 1, rows - 1, -1))
+        for name in (
+            "token_ids",
+            "lengths",
+            "prompt_lengths",
+            "block_tables",
+            "_kept",
+            "_mapped",
+        ):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate((old, np.zeros_like(old))))
