@@ -53,8 +53,9 @@ class Alphabet:
                 leading_space=any(_strips_leading_space(step) for step in steps),
                 byte_tokens="ByteFallback" in kinds or bool(model.get("byte_fallback")),
             )
+        named = "+".join(sorted(map(str, kinds)))
         raise BrokenCheckpoint(
-            f"tokenizer.json has a decoder of type {'+'.join(sorted(map(str, kinds)))}; octavo reads "
+            f"tokenizer.json has a decoder of type {named}, which octavo does not read; it reads "
             f"byte-level BPE and sentencepiece (byte fallback) decoders."
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,18 +85,9 @@ class ChatTemplate:
         name = "tool_use" if tools and "tool_use" in self._compiled else "default"
         template = self._compiled.get(name) or next(iter(self._compiled.values()))
         prepared = [self._prepared(message) for message in messages]
-        end = _unused_mark((prepared, tools, documents, variables)) if prepared else ""
+        end = _unused_mark((prepared, tools, documents, variables))
         if continue_final_message:
-            if add_generation_prompt:
-                raise InvalidParameter(
-                    "continue_final_message and add_generation_prompt exclude each other.",
-                    param="continue_final_message",
-                )
-            if not prepared or not isinstance(prepared[-1]["content"], str):
-                raise InvalidParameter(
-                    "continue_final_message needs a last message with text in it.",
-                    param="continue_final_message",
-                )
+            _require_open_end(prepared, add_generation_prompt)
             prepared[-1]["content"] += end
         try:
             text = template.render(
@@ -181,6 +172,19 @@ class ChatTemplate:
 
     def _knows(self, role: str) -> bool:
         return any(role in source for source in self.sources.values())
+
+
+def _require_open_end(messages: Sequence[Message], add_generation_prompt: bool) -> None:
+    if add_generation_prompt:
+        raise InvalidParameter(
+            "continue_final_message and add_generation_prompt exclude each other.",
+            param="continue_final_message",
+        )
+    if not messages or not isinstance(messages[-1]["content"], str):
+        raise InvalidParameter(
+            "continue_final_message needs a last message with text in it.",
+            param="continue_final_message",
+        )
 
 
 def _templates_of(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
@@ -297,8 +301,3 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
-
-
-def known_templates(template: ChatTemplate | None) -> Iterator[str]:
-    """The names of the templates, for a listing."""
-    return iter(template.sources if template is not None else ())

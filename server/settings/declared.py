@@ -1,0 +1,311 @@
+"""`Settings`: every setting, declared once.
+
+One declaration gives the flag (`--max-model-len`), the variable (`OCTAVO_MAX_MODEL_LEN`), the key
+of the YAML file (`max-model-len`), the help text and the check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from octavo.engine.config import EngineConfig
+
+from . import kinds
+from .kinds import Kind
+
+BUNDLED = "bundled"
+VARIABLE_PREFIX = "OCTAVO_"
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What is known of one setting before it has a value."""
+
+    name: str  # the field of Settings
+    kind: Kind
+    default: Any
+    group: str
+    help: str
+    aliases: tuple[str, ...]  # other flags, as operators of vLLM type them
+    secret: bool
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("_", "-")
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.key}"
+
+    @property
+    def variable(self) -> str:
+        return VARIABLE_PREFIX + self.name.upper()
+
+    def show(self, value: Any) -> str:
+        """The value as it could be typed; of a secret only whether there is one."""
+        if self.secret:
+            return "(set)" if value else "(none)"
+        return self.kind.show(value)
+
+
+def _setting(
+    kind: Kind,
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    declared = {
+        "kind": kind,
+        "default": default,
+        "group": group,
+        "help": help,
+        "aliases": aliases,
+        "secret": secret,
+    }
+    return field(default=default, metadata=declared)
+
+
+_ENGINE = EngineConfig(model="")  # its defaults are stated there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything an operator can decide. Sizes in bytes, lengths in tokens, times in seconds."""
+
+    model: str = _setting(
+        kinds.text("MODEL"),
+        BUNDLED,
+        "Model",
+        "A checkpoint folder, a hub id (organisation/name), or `bundled`. May stand without flag.",
+    )
+    revision: str | None = _setting(
+        kinds.optional(kinds.text("REVISION"), "none"),
+        None,
+        "Model",
+        "Branch, tag or commit of a hub id.",
+    )
+    served_model_name: tuple[str, ...] = _setting(
+        kinds.texts("NAME"),
+        (),
+        "Model",
+        "Names that requests may use; the first is the one in answers. Unset: the model's own.",
+    )
+    load_format: str = _setting(
+        kinds.choice("safetensors", "dummy", also={"auto": "safetensors"}),
+        _ENGINE.load_format,
+        "Model",
+        "Where weights come from; `dummy` makes random ones from config.json.",
+    )
+    dtype: str = _setting(
+        kinds.choice(
+            "auto",
+            "bfloat16",
+            "float32",
+            also={"bf16": "bfloat16", "fp32": "float32", "float": "float32"},
+        ),
+        _ENGINE.dtype,
+        "Model",
+        "Number format of weights and KV cache; `auto`: what the device computes fast.",
+    )
+    max_model_len: int | None = _setting(
+        kinds.optional(kinds.tokens(), "auto"),
+        _ENGINE.max_model_len,
+        "Model",
+        "Longest context, prompt and output together. `auto`: what checkpoint and memory allow.",
+    )
+    chat_template: str | None = _setting(
+        kinds.optional(kinds.text("FILE"), "none"),
+        None,
+        "Model",
+        "A Jinja file, or the template itself, in place of the checkpoint's own.",
+    )
+    generation_config: str = _setting(
+        kinds.choice("auto", "none", also={"vllm": "none"}),
+        "auto",
+        "Model",
+        "Whether the checkpoint's generation_config.json gives sampling defaults (`auto`).",
+    )
+
+    kv_memory: int | None = _setting(
+        kinds.optional(kinds.byte_size(2**10), "auto"),
+        _ENGINE.kv_memory,
+        "Memory",
+        "Size of the KV cache. `auto`: from --memory-utilization.",
+        aliases=("kv-cache-memory-bytes",),
+    )
+    memory_utilization: float = _setting(
+        kinds.fraction(),
+        _ENGINE.memory_utilization,
+        "Memory",
+        "Share of the memory free at start that octavo may take, weights included.",
+        aliases=("gpu-memory-utilization",),
+    )
+    swap_space: int = _setting(
+        kinds.byte_size(bare_gib_below=1024),
+        _ENGINE.swap_space,
+        "Memory",
+        "Host memory for KV blocks of preempted requests; a bare number is in GiB. 0: none.",
+    )
+    block_size: int = _setting(
+        kinds.integer(1, 256),
+        _ENGINE.block_size,
+        "Memory",
+        "Tokens in a KV block.",
+    )
+    prefix_caching: bool = _setting(
+        kinds.switch(),
+        _ENGINE.prefix_caching,
+        "Memory",
+        "Keep KV blocks of finished requests for prompts that begin alike.",
+        aliases=("enable-prefix-caching",),
+    )
+
+    max_num_seqs: int = _setting(
+        kinds.integer(1),
+        _ENGINE.max_num_seqs,
+        "Scheduling",
+        "Sequences that run at the same time.",
+    )
+    max_num_batched_tokens: int = _setting(
+        kinds.tokens(),
+        _ENGINE.max_num_batched_tokens,
+        "Scheduling",
+        "Tokens computed in one step: longer prompts are cut into chunks.",
+    )
+    scheduling_policy: str = _setting(
+        kinds.choice("fcfs", "priority"),
+        _ENGINE.scheduling_policy,
+        "Scheduling",
+        "Who runs first: first come first served, or lowest `priority` first.",
+    )
+    preemption: str = _setting(
+        kinds.choice("auto", "recompute", "swap"),
+        _ENGINE.preemption,
+        "Scheduling",
+        "What happens to the KV blocks of a preempted request; `auto`: whichever costs less.",
+        aliases=("preemption-mode",),
+    )
+    overlap: int = _setting(
+        kinds.integer(0, 1),
+        _ENGINE.overlap,
+        "Scheduling",
+        "Steps planned ahead while one computes.",
+    )
+    max_waiting: int = _setting(
+        kinds.integer(1),
+        1024,
+        "Scheduling",
+        "Requests that may wait for their first step; more are answered with 429.",
+    )
+
+    device: str = _setting(
+        kinds.choice("auto", "cpu"),
+        _ENGINE.device,
+        "Compute",
+        "Where the model is computed.",
+    )
+    threads: int | None = _setting(
+        kinds.optional(kinds.integer(1), "auto"),
+        _ENGINE.threads,
+        "Compute",
+        "Threads that compute. `auto`: the cores that the container may use.",
+    )
+    deterministic: bool = _setting(
+        kinds.switch(),
+        _ENGINE.deterministic,
+        "Compute",
+        "Sum in an order that does not depend on what else runs.",
+    )
+    tensor_parallel_size: int = _setting(
+        kinds.integer(1, 1),
+        1,
+        "Compute",
+        "Devices that share each layer; so far only 1.",
+        aliases=("tp",),
+    )
+
+    host: str = _setting(kinds.text("HOST"), "127.0.0.1", "Server", "Address to listen on.")
+    port: int = _setting(
+        kinds.integer(0, 65535), 8000, "Server", "Port to listen on; 0 takes any free one."
+    )
+    api_key: tuple[str, ...] = _setting(
+        kinds.texts("KEY"),
+        (),
+        "Server",
+        "Keys of which requests to /v1 must carry one. Better given as a variable than as a flag.",
+        secret=True,
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        kinds.texts("ORIGIN"),
+        ("*",),
+        "Server",
+        "Web origins whose pages may use the API (CORS).",
+    )
+    root_path: str | None = _setting(
+        kinds.optional(kinds.text("PATH"), "none"),
+        None,
+        "Server",
+        "Path below which a reverse proxy shows the API.",
+    )
+    max_body_size: int = _setting(
+        kinds.byte_size(2**10),
+        32 * 2**20,
+        "Server",
+        "Longest request body; a longer one is answered with 413.",
+    )
+    body_timeout: float = _setting(
+        kinds.seconds(0.1),
+        30.0,
+        "Server",
+        "Time in which a request body must have arrived, or else 408.",
+    )
+    ping_interval: float = _setting(
+        kinds.seconds(0.1),
+        10.0,
+        "Server",
+        "Silence in a stream after which a comment keeps the connection alive.",
+    )
+    drain_timeout: float = _setting(
+        kinds.seconds(),
+        30.0,
+        "Server",
+        "Time for running requests to finish when the daemon is told to stop.",
+    )
+    trust_request_chat_template: bool = _setting(
+        kinds.switch(),
+        False,
+        "Server",
+        "Let requests bring their own chat_template (it runs in a sandbox).",
+    )
+
+    log_format: str = _setting(
+        kinds.choice("text", "json"), "text", "Logs", "Lines for people, or one object a line."
+    )
+    log_level: str = _setting(
+        kinds.choice("debug", "info", "warning", "error", also={"warn": "warning"}),
+        "info",
+        "Logs",
+        "The least important kind of line that is written.",
+        aliases=("uvicorn-log-level",),
+    )
+    log_requests: bool = _setting(
+        kinds.switch(), True, "Logs", "Write a line for each finished request."
+    )
+
+    def engine_config(self, folder: Path) -> EngineConfig:
+        """What the engine is told; `folder` is where the model was found."""
+        shared = {f.name for f in fields(EngineConfig)} & {f.name for f in fields(self)}
+        values = {name: getattr(self, name) for name in shared - {"model"}}
+        return EngineConfig(model=str(folder), **values)
+
+
+@cache
+def declarations() -> tuple[Declaration, ...]:
+    """All settings, in the order in which they are shown."""
+    return tuple(Declaration(name=f.name, **f.metadata) for f in fields(Settings))
