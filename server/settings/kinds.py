@@ -87,7 +87,7 @@ def switch() -> Kind:
 
 
 def integer(low: int, high: int | None = None) -> Kind:
-    limit = f"a whole number from {low} to {high}" if high is not None else f"a whole number >= {low}"
+    limit = f"a whole number {f'>= {low}' if high is None else f'from {low} to {high}'}"
 
     def read(value: object) -> int:
         return _whole(value, {"": 1}, low, high, limit)

@@ -90,7 +90,7 @@ def _server_may(here: str, other: str, there: str) -> bool:
             **dict.fromkeys(SERVER_TOP, (*SERVER_TOP, *SERVER_HTTP, *SERVER_TEXT)),
             **dict.fromkeys(SERVER_HTTP, (*SERVER_HTTP, *SERVER_TEXT)),
             "generation": ("models", "text", "observe", "settings"),
-            "models": ("text", "observe", "settings"),
+            "models": ("text", "observe", "settings", "hub"),
             "text": (),
             "observe": (),
             "settings": (),
