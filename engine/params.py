@@ -6,10 +6,12 @@ Both are frozen and already valid once built: `SamplingParams` refuses bad value
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from .errors import InvalidParameter
 
@@ -25,6 +27,63 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens, or the end of the context
     ABORT = "abort"  # the client left, or the front end gave the request up
     ERROR = "error"  # computing this sequence failed
+
+
+class GrammarKind(StrEnum):
+    """How the text of a `GrammarSpec` is to be read."""
+
+    JSON_SCHEMA = "json_schema"  # a JSON schema, properties in the order in which they are to come
+    REGEX = "regex"  # a regular expression that the whole answer matches
+    CHOICE = "choice"  # a JSON list of strings: the answer is one of them
+    LARK = "lark"  # llguidance's dialect of Lark; control tokens are written <[id]>
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must look like. Values of `server/text/grammar_check` are proven to compile.
+
+    Between the parts of a JSON value at most one space, or one line break and its indentation, is
+    allowed: a weak model that loves white space still comes to an end.
+    """
+
+    kind: GrammarKind
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The same in the JSON form that llguidance compiles."""
+        match self.kind:
+            case GrammarKind.JSON_SCHEMA:
+                schema = json.loads(self.text)
+                # The schema `false` matches nothing, `true` anything; both have an object's form.
+                if isinstance(schema, bool):
+                    schema = {} if schema else {"enum": []}
+                part = {"json_schema": {**schema, "x-guidance": dict(JSON_STYLE)}}
+            case GrammarKind.REGEX:
+                part = {"lark_grammar": f"start: /{_lark_regex(self.text)}/\n"}
+            case GrammarKind.CHOICE:
+                words = map(json.dumps, json.loads(self.text))
+                part = {"lark_grammar": f"start: {' | '.join(words)}\n"}
+            case GrammarKind.LARK:
+                part = {"lark_grammar": self.text}
+        return json.dumps({"grammars": [part]}, ensure_ascii=False)
+
+
+JSON_STYLE: Mapping[str, str] = MappingProxyType({"whitespace_pattern": r" |\n {0,32}"})
+
+
+def _lark_regex(pattern: str) -> str:
+    """`pattern` as it stands between slashes: those inside, and line breaks, are escaped."""
+    escaped, out = False, []
+    for character in pattern:
+        if character == "/" and not escaped:
+            out.append("\\")
+        if character == "\n":
+            out.append("n" if escaped else "\\n")
+        else:
+            out.append(character)
+        escaped = character == "\\" and not escaped
+    return "".join(out)
 
 
 def _require(ok: bool, param: str, value: object, limit: str) -> None:
@@ -60,6 +119,7 @@ class SamplingParams:
     ignore_eos: bool = False
     beam_width: int = 0  # > 0: beam search, n best of it are returned
     length_penalty: float = 1.0  # beam score = sum(log p) / length ** length_penalty
+    grammar: GrammarSpec | None = None  # what the answer must look like
 
     # Text. The engine ignores these; `server/generation` reads them.
     stop: tuple[str, ...] = ()
@@ -121,6 +181,12 @@ class SamplingParams:
             "n",
             self.n,
             f"at most the beam width ({self.beam_width})",
+        )
+        _require(
+            self.grammar is None or self.beam_width == 0,
+            "use_beam_search",
+            True,
+            "off where the answer's form is constrained",
         )
         _require(
             math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite"
