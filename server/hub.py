@@ -58,14 +58,16 @@ def download(
 def _fetch(
     place: str, model: str, commit: str | None, files: dict[str, int], progress: Progress
 ) -> Path:
-    total = sum(files.values())
-    done = 0
-    progress(f"{_STAGE} {place}", 0, total)
+    stage, total, done = f"downloading {place}", sum(files.values()), 0
+    progress(stage, done, total)
     folder = Path()
     for name, size in sorted(files.items(), key=lambda item: item[1]):  # the small ones first
-        bar = _reporting_bar(
-            lambda part, base=done: progress(f"{_STAGE} {place}", base + part, total)
-        )
+        before = done
+
+        def report(here: int, before: int = before) -> None:
+            progress(stage, before + here, total)
+
+        bar = _reporting_bar(report)
         try:
             path = huggingface_hub.hf_hub_download(model, name, revision=commit, tqdm_class=bar)
         except errors.GatedRepoError:
