@@ -320,4 +320,4 @@ def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     """A column of the structured rows as a tensor beside `like`."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+    return torch.from_numpy(values.copy()).to(like.device)
