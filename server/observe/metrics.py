@@ -1,0 +1,268 @@
+"""`Metrics`: what the daemon counts, in Prometheus' text format.
+
+Suffixes, labels and types are those of vLLM's dashboards, under the prefix `octavo:`. At the end
+stands what only octavo tells: step time, host overhead, rejections, restarts, audits.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from octavo.engine.config import EngineConfig
+from octavo.engine.executor.base import Capacity
+from octavo.engine.params import FinishReason
+from octavo.engine.step import StepStats
+
+from . import families
+from .families import PREFIX, Families
+from .record import FinishedRequest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+REJECTIONS = ("invalid", "unauthorized", "overloaded", "unavailable")
+
+
+class Metrics:
+    """One daemon's metrics. Use it from one thread."""
+
+    def __init__(self, *, model_name: str, longest_context: int, engine: str = "0") -> None:
+        """`longest_context` in tokens bounds the histograms of token numbers."""
+        self._families = f = Families(model_name=model_name, engine=engine)
+        self._engine = engine
+        self._last = StepStats()
+        self.prompt_tokens_seen = 0
+        self.output_tokens_seen = 0
+
+        # Gauges, as of the latest step.
+        self._running = f.gauge("num_requests_running", "Sequences that are computed now.")
+        self._waiting = f.gauge("num_requests_waiting", "Sequences that wait for a step.")
+        self._waiting_by_reason = f.gauges(
+            "num_requests_waiting_by_reason",
+            "Sequences that wait, by what for; octavo defers none.",
+            "reason",
+            ("capacity", "deferred"),
+        )
+        self._swapped = f.gauge("num_requests_swapped", "Sequences swapped out to host memory.")
+        self._cache_usage = f.gauge(
+            "kv_cache_usage_perc", "Share of the KV blocks held by live sequences, 0 to 1."
+        )
+        self._host_cache_usage = f.gauge(
+            "cpu_cache_usage_perc", "Share of the host memory for swapped blocks in use, 0 to 1."
+        )
+        states = ("awake", "weights_offloaded", "discard_all")
+        sleep = f.gauges("engine_sleep_state", "1 for the engine's state.", "sleep_state", states)
+        sleep["awake"].set(1)
+
+        # Counters. The engine's own totals are followed by field of StepStats.
+        self._followed = {
+            field: f.counter(name, text)
+            for field, name, text in (
+                ("prefix_queries", "prefix_cache_queries", "Tokens looked up in the prefix cache."),
+                ("prefix_hits", "prefix_cache_hits", "Tokens found in the prefix cache."),
+                ("blocks_swapped_out", "kv_blocks_swapped_out", "KV blocks moved to the host."),
+                ("blocks_swapped_in", "kv_blocks_swapped_in", "KV blocks moved back."),
+                ("blocks_copied", "kv_blocks_copied", "KV blocks copied on write."),
+                ("audit_failures", "kv_audit_failures", "Errors in block accounting: always 0."),
+            )
+        }
+        self._preemptions = f.counter("num_preemptions", "Sequences that gave way to others.")
+        self._preemptions_by_kind = f.counters(
+            "preemptions_by_kind", "Preemptions, by how.", "kind", ("recompute", "swap")
+        )
+        self._prompt_tokens = f.counter("prompt_tokens", "Prompt tokens processed.")
+        self._prompt_tokens_by_source = f.counters(
+            "prompt_tokens_by_source",
+            "Prompt tokens, by where their KV cells came from.",
+            "source",
+            ("local_compute", "local_cache_hit", "external_kv_transfer"),
+        )
+        self._prompt_tokens_cached = f.counter(
+            "prompt_tokens_cached", "Prompt tokens found in the prefix cache."
+        )
+        self._output_tokens = f.counter("generation_tokens", "Tokens generated.")
+        self._ended = f.counters(
+            "request_success",
+            "Choices that ended, by reason.",
+            "finished_reason",
+            [reason.value for reason in FinishReason],
+        )
+
+        # Histograms.
+        self._step_tokens = f.histogram(
+            "iteration_tokens_total", "Tokens computed in a step.", families.STEP_TOKENS
+        )
+        self._first_token = f.histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", families.FIRST_TOKEN
+        )
+        self._between_tokens = f.histogram(
+            "inter_token_latency_seconds", "One token to the next.", families.BETWEEN_TOKENS
+        )
+        self._per_output_token = f.histogram(
+            "request_time_per_output_token_seconds",
+            "First to last token, divided by the tokens after the first.",
+            families.BETWEEN_TOKENS,
+        )
+        self._times = {
+            name: f.histogram(f"{name}_seconds", text, families.WHOLE_REQUEST)
+            for name, text in (
+                ("e2e_request_latency", "Arrival to the end of the answer."),
+                ("request_queue_time", "Arrival to first step."),
+                ("request_inference_time", "First step to last token."),
+                ("request_prefill_time", "First step to first token."),
+                ("request_decode_time", "First to last token."),
+            )
+        }
+        self._lengths = {
+            name: f.histogram(name, text, families.lengths(longest_context))
+            for name, text in (
+                ("request_prompt_tokens", "Prompt tokens of a request."),
+                ("request_generation_tokens", "Tokens generated for a request."),
+                ("request_max_num_generation_tokens", "Tokens of a request's longest choice."),
+                ("request_params_max_tokens", "max_tokens of a request."),
+                ("request_prefill_kv_computed_tokens", "Prompt tokens not found in the cache."),
+            )
+        }
+        self._n = f.histogram("request_params_n", "n of a request.", families.CHOICES)
+
+        # What only octavo tells.
+        self._step_seconds = f.histogram(
+            "step_time_seconds", "Computing a step.", families.STEP_SECONDS
+        )
+        self._host_seconds = f.histogram(
+            "step_host_time_seconds", "Planning and committing a step.", families.STEP_SECONDS
+        )
+        self._step_sequences = f.histogram(
+            "step_sequences", "Sequences computed in a step.", families.STEP_SEQUENCES
+        )
+        self._rejected = f.counters(
+            "requests_rejected", "Requests refused by the front end.", "reason", REJECTIONS
+        )
+        self._restarts = f.counter("engine_restarts", "Engines started after one died.")
+        self._cache_config = Gauge(
+            PREFIX + "cache_config_info",
+            "The KV cache as planned: always 1.",
+            _CACHE_LABELS,
+            registry=f.registry,
+        )
+        self._http_requests = Counter(
+            "http_requests",
+            "HTTP requests, by route and class of status.",
+            ("handler", "method", "status"),
+            registry=f.registry,
+        )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds",
+            "HTTP requests, arrival to last byte.",
+            ("handler", "method"),
+            buckets=families.HTTP_SECONDS,
+            registry=f.registry,
+        )
+
+    def on_ready(self, config: EngineConfig, capacity: Capacity) -> None:
+        """The engine has planned its memory."""
+        self._cache_config.clear()
+        self._cache_config.labels(
+            engine=self._engine,
+            block_size=capacity.block_size,
+            cache_dtype=capacity.dtype,
+            num_gpu_blocks=capacity.num_blocks,
+            num_cpu_blocks=capacity.num_host_blocks,
+            gpu_memory_utilization=config.memory_utilization,
+            enable_prefix_caching=config.prefix_caching,
+        ).set(1)
+
+    def on_step(self, stats: StepStats) -> None:
+        """A step has ended. Totals may have begun again at 0, with a new engine."""
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._waiting_by_reason["capacity"].set(stats.waiting)
+        self._swapped.set(stats.swapped)
+        self._cache_usage.set(_share(stats.blocks_used, stats.blocks_total))
+        self._host_cache_usage.set(_share(stats.host_blocks_used, stats.host_blocks_total))
+        last = self._last if stats.step >= self._last.step else StepStats()
+        for field, counter in self._followed.items():
+            counter.inc(max(0, getattr(stats, field) - getattr(last, field)))
+        for kind, counter in self._preemptions_by_kind.items():
+            field = f"preemptions_{kind}"
+            grown = max(0, getattr(stats, field) - getattr(last, field))
+            counter.inc(grown)
+            self._preemptions.inc(grown)
+        if stats.tokens_computed:
+            self._step_tokens.observe(stats.tokens_computed)
+            self._step_sequences.observe(stats.sequences_computed)
+            self._step_seconds.observe(stats.step_seconds)
+            self._host_seconds.observe(stats.host_seconds)
+        self._last = stats
+
+    def on_first_token(self, *, seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
+        """A prompt has been computed: its first token is here, `seconds` after arrival."""
+        self.prompt_tokens_seen += prompt_tokens
+        self._first_token.observe(seconds)
+        self._prompt_tokens.inc(prompt_tokens)
+        self._prompt_tokens_cached.inc(cached_tokens)
+        self._prompt_tokens_by_source["local_cache_hit"].inc(cached_tokens)
+        self._prompt_tokens_by_source["local_compute"].inc(max(0, prompt_tokens - cached_tokens))
+
+    def on_tokens(self, count: int, *, gap_seconds: float | None = None) -> None:
+        """A choice got `count` tokens, `gap_seconds` after its previous ones (None: its first)."""
+        self.output_tokens_seen += count
+        self._output_tokens.inc(count)
+        if gap_seconds is not None:
+            for _ in range(count):  # several at once share the gap
+                self._between_tokens.observe(gap_seconds / count)
+
+    def on_finished(self, record: FinishedRequest) -> None:
+        """A request that reached the engine is over."""
+        for reason in record.finish_reasons:
+            self._ended[reason.value].inc()
+        times: dict[str, float | None] = {
+            "e2e_request_latency": record.total_seconds,
+            "request_queue_time": record.queue_seconds,
+            "request_prefill_time": record.prefill_seconds,
+            "request_decode_time": record.decode_seconds,
+            "request_inference_time": record.inference_seconds,
+        }
+        for name, seconds in times.items():
+            if seconds is not None:
+                self._times[name].observe(seconds)
+        if record.decode_seconds is not None and record.longest_output > 1:
+            self._per_output_token.observe(record.decode_seconds / (record.longest_output - 1))
+        computed = max(0, record.prompt_tokens - record.cached_tokens)
+        self._lengths["request_prompt_tokens"].observe(record.prompt_tokens)
+        self._lengths["request_generation_tokens"].observe(record.output_tokens)
+        self._lengths["request_max_num_generation_tokens"].observe(record.longest_output)
+        self._lengths["request_prefill_kv_computed_tokens"].observe(computed)
+        if record.max_tokens is not None:
+            self._lengths["request_params_max_tokens"].observe(record.max_tokens)
+        self._n.observe(record.n)
+
+    def on_rejected(self, reason: str) -> None:
+        """A request was refused; `reason` is one of REJECTIONS."""
+        self._rejected[reason].inc()
+
+    def on_engine_restart(self) -> None:
+        self._restarts.inc()
+
+    def on_http(self, *, handler: str, method: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered. `handler` is the route's pattern, never a raw path."""
+        self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
+        self._http_seconds.labels(handler, method).observe(seconds)
+
+    def render(self) -> bytes:
+        """Everything in text format 0.0.4, to be sent as `CONTENT_TYPE`."""
+        return generate_latest(self._families.registry)
+
+
+_CACHE_LABELS = (
+    "engine",
+    "block_size",
+    "cache_dtype",
+    "num_gpu_blocks",
+    "num_cpu_blocks",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+)
+
+
+def _share(used: int, total: int) -> float:
+    return used / total if total else 0.0
