@@ -7,6 +7,7 @@ the host plans step k + 1 while the device computes step k.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import replace
@@ -16,6 +17,8 @@ from .executor.base import Executor
 from .params import Request
 from .scheduler.scheduler import Scheduler
 from .step import StepOutput, StepPlan, StepStats
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -57,6 +60,7 @@ class Engine:
             output = self._executor.collect()
         except Exception as error:
             # The step failed as a whole: its sequences end, everything else goes on.
+            log.exception("step %d failed", plan.number)
             collected = time.perf_counter()
             text = f"{type(error).__name__}: {error}"
             deltas = self.scheduler.fail_step(plan, text, time.monotonic())
