@@ -24,7 +24,17 @@ from random import Random
 from typing import Any
 
 import torch
-from bundled import checkpoint, corpus, distill, evaluation, export, packing, training, vocabulary
+from bundled import (
+    card,
+    checkpoint,
+    corpus,
+    distill,
+    evaluation,
+    export,
+    packing,
+    training,
+    vocabulary,
+)
 from bundled.model import SHAPES, Llama
 from bundled.packing import Tokens
 from tokenizers import Tokenizer
@@ -154,7 +164,7 @@ class Pair:
             export.export(model, self.tokenizer(), self.output / name, shards=shards)
 
     def evaluate(self) -> None:
-        """Measures what was exported; writes `eval.json` beside it."""
+        """Measures what was exported; writes `eval.json` and the card's figures beside it."""
         target, draft = (
             evaluation.load_exported(self.output / name, SHAPES[name]) for name in SHAPES
         )
@@ -162,7 +172,9 @@ class Pair:
         figures = evaluation.evaluate(
             target, draft, self.tokenizer(), self.streams(VALIDATION), passages
         )
-        export.write_json(self.output / "eval.json", {"training": self._history()} | figures)
+        figures = {"training": self._history()} | figures
+        export.write_json(self.output / "eval.json", figures)
+        card.refresh(self.output / "README.md", figures)
 
     def _history(self) -> dict[str, Any]:
         history: dict[str, Any] = {}

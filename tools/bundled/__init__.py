@@ -9,6 +9,7 @@
     training    the loop
     distill     the draft learns the target's distribution
     export      the layout that `transformers` and octavo load
+    card        the model card's figures, from the evaluation's
     evaluation  losses, exact-match on the rule-made forms, agreement of the pair, samples
 
 The entry is `tools/train_bundled.py`.
