@@ -26,7 +26,7 @@ class Throughput:
     def on_step(self, stats: StepStats) -> None:
         now = self._clock()
         if now - self._last_step > INTERVAL_SECONDS:  # it was idle in between
-            self._begin(self._last_step := now)
+            self._begin(now)
         self._last_step = now
         elapsed = now - self._since
         if elapsed < INTERVAL_SECONDS:

@@ -1,0 +1,149 @@
+"""The command `octavo`.
+
+Only what a command needs is imported, and `serve` starts the engine process before it imports a
+web framework: both load at the same time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from octavo.engine.errors import ConfigError, OctavoError
+from octavo.version import __version__
+
+USAGE = """\
+usage: octavo COMMAND ...
+
+  serve [MODEL]     serve a checkpoint folder, a hub id, or the bundled model
+  chat              talk with a served model
+  complete TEXT     let a served model continue a text
+  config show       print every setting and where its value came from
+  version           print the version
+
+`octavo COMMAND --help` says more.
+"""
+_SERVE_USAGE = """\
+usage: octavo serve [MODEL] [--flag value] [--flag=value] [--switch] [--no-switch]
+
+Each setting is also an OCTAVO_* variable (OCTAVO_MAX_MODEL_LEN) and a key of a YAML file
+(max-model-len: 4k) given with --config FILE. Flags win over variables over the file.
+Tokens may be written as 32k, sizes as 4GiB, times as 30s or 5m.
+"""
+_HELP = ("-h", "--help", "help")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command; the result is the exit status."""
+    command, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if command in _HELP:
+        sys.stdout.write(USAGE)
+        return 0
+    run = _COMMANDS.get(command)
+    if run is None:
+        return _fail(_no_command(command))
+    try:
+        run(rest)
+    except OctavoError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left: `octavo config show | head`
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def serve(words: Sequence[str]) -> None:
+    """The daemon, until it is told to stop. Raises OctavoError."""
+    if any(word in _HELP[:2] for word in words):
+        from .settings.listing import help_text
+
+        sys.stdout.write(f"{_SERVE_USAGE}{help_text()}\n")
+        return
+    import logging
+
+    from octavo.engine.assembly import build_async_engine
+
+    from .listener import listen
+    from .models import find_model
+    from .observe.log import configure
+    from .settings import load
+    from .terminal import StartupProgress
+
+    loaded = load(words)
+    settings = loaded.settings
+    configure(settings.log_format, settings.log_level)
+    for note in loaded.notes:
+        logging.getLogger("octavo").warning("%s", note)
+    with StartupProgress() as progress:
+        listener = listen(settings.host, settings.port)
+        progress("starting", 0, 0)
+        folder = find_model(settings, progress)
+        engine = build_async_engine(settings.engine_config(folder))
+
+        from . import app
+
+        app.serve(settings, folder=folder, engine=engine, listener=listener, progress=progress)
+
+
+def chat(words: Sequence[str]) -> None:
+    from . import chat_client
+    from .settings import load
+
+    chat_client.chat(words, load().settings)
+
+
+def complete(words: Sequence[str]) -> None:
+    from . import chat_client
+    from .settings import load
+
+    chat_client.complete(words, load().settings)
+
+
+def config(words: Sequence[str]) -> None:
+    """`config show [flags of serve]`, and `config table` for the documentation."""
+    from .settings import load
+    from .settings.listing import markdown, table
+
+    what, *flags = words or ["show"]
+    if what == "show":
+        loaded = load(flags)
+        sys.stdout.write(table(loaded) + "\n")
+        sys.stderr.writelines(f"{note}\n" for note in loaded.notes)
+    elif what == "table":
+        sys.stdout.write(markdown())
+    else:
+        raise ConfigError("usage: octavo config show [flags of serve], or octavo config table")
+
+
+def version(words: Sequence[str]) -> None:
+    del words
+    sys.stdout.write(f"octavo {__version__}\n")
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "serve": serve,
+    "chat": chat,
+    "complete": complete,
+    "config": config,
+    "version": version,
+    "--version": version,
+}
+
+
+def _no_command(command: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "`octavo --help` lists them."
+    return f"There is no command {command}; {hint}"
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"octavo: {sentence}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
