@@ -1,0 +1,342 @@
+"""From plans to tensors and back: the sequence table, the batch, the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.engine.batch import Batch
+from octavo.engine.kv_cache import KVCache
+from octavo.engine.params import SamplingParams
+from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wants
+from octavo.engine.worker.gathering import Work, gather
+from octavo.engine.worker.launch import launch
+from octavo.engine.worker.runner import Runner
+from octavo.engine.worker.sequences import SequenceTable
+
+from .tiny import tiny_config
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
+BLOCK = 4
+
+
+def history(tokens: list[int], params: SamplingParams = GREEDY, prompt: int = 0) -> History:
+    return History(
+        params=params, seed=5, prompt_length=prompt or len(tokens), token_ids=tuple(tokens)
+    )
+
+
+def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ()) -> Work:
+    table.forget(retired)
+    plan = StepPlan(number=0, slices=slices)
+    work = gather(plan, table, BLOCK, torch.device("cpu"))
+    table.check()
+    return work
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_batch_is_what_the_plan_says(data: st.DataObject) -> None:
+    """Against plain lists: random mixtures of chunks and decodes, over several steps."""
+    table = SequenceTable(rows=2, longest=60, block_size=BLOCK)  # grows on the way
+    tokens: dict[int, list[int]] = {}
+    blocks: dict[int, list[int]] = {}
+    computed: dict[int, int] = {}
+    free = iter(data.draw(st.permutations(range(400))))
+    for _ in range(3):
+        slices = []
+        for sequence in range(data.draw(st.integers(1, 6))):
+            first = sequence not in tokens
+            if first:
+                length = data.draw(st.integers(1, 30))
+                tokens[sequence] = [100 * sequence + i for i in range(length)]
+                blocks[sequence], computed[sequence] = [], 0
+            appended = (1000 + len(tokens[sequence]),) if not first else ()
+            tokens[sequence] += appended
+            start = computed[sequence]
+            count = data.draw(st.integers(1, len(tokens[sequence]) - start))
+            told = len(blocks[sequence])
+            while len(blocks[sequence]) * BLOCK < start + count:
+                blocks[sequence].append(next(free))
+            computed[sequence] = start + count
+            slices.append(
+                Slice(
+                    sequence=sequence,
+                    start=start,
+                    count=count,
+                    wants=data.draw(st.sampled_from([*Wants, Wants(5), Wants(6)])),
+                    token_ids=appended,
+                    first_block=told,
+                    blocks=tuple(blocks[sequence][told:]),
+                    history=history(tokens[sequence]) if first else None,
+                )
+            )
+        work = lay_out(table, *slices)
+        table.keep(work.rows)
+        check_batch(work.batch, slices, tokens, blocks)
+        assert [slices[i].wants & Wants.TOKEN for i in work.sampling] == [1] * len(work.sampling)
+
+
+def check_batch(
+    batch: Batch, slices: list[Slice], tokens: dict[int, list[int]], blocks: dict[int, list[int]]
+) -> None:
+    ids, positions, slots, offsets, sampled, searched = [], [], [], [0], [], []
+    for i, part in enumerate(slices):
+        where = range(part.start, part.start + part.count)
+        ids += [tokens[part.sequence][p] for p in where]
+        positions += list(where)
+        slots += [blocks[part.sequence][p // BLOCK] * BLOCK + p % BLOCK for p in where]
+        offsets.append(len(ids))
+        sampled += [len(ids) - 1] * bool(part.wants & Wants.TOKEN)
+        searched += [len(ids) - 1] * bool(part.wants & Wants.CANDIDATES)
+        context = part.start + part.count
+        used = blocks[part.sequence][: -(-context // BLOCK)]
+        assert batch.block_tables[i, : len(used)].tolist() == used
+        assert batch.context_lengths_host[i] == context
+        assert batch.query_lengths[i] == part.count
+    assert batch.token_ids.tolist() == ids
+    assert batch.positions.tolist() == positions
+    assert batch.slot_mapping.tolist() == slots
+    assert batch.query_offsets.tolist() == offsets
+    assert batch.logits_rows.tolist() == sampled + searched
+    assert batch.context_lengths.tolist() == list(batch.context_lengths_host)
+    dtypes = [getattr(batch, name).dtype for name in ("token_ids", "positions", "slot_mapping")]
+    assert dtypes == [torch.int64] * 3
+    assert batch.query_offsets.dtype == batch.block_tables.dtype == torch.int32
+
+
+def test_what_lacks_its_past_is_left_out_alone() -> None:
+    table = SequenceTable(rows=4, longest=20, block_size=BLOCK)
+    whole = Slice(sequence=1, start=0, count=2, blocks=(0,), history=history([1, 2]))
+    work = lay_out(
+        table,
+        Slice(sequence=7, start=3, count=1),  # never introduced
+        whole,
+        Slice(sequence=2, start=1, count=2, blocks=(1,), history=history([1, 2])),  # no third token
+        Slice(
+            sequence=3, start=4, count=1, blocks=(2,), history=history([1, 2, 3, 4, 5])
+        ),  # blocks
+    )
+    assert work.slices == (whole,)
+    assert work.batch.token_ids.tolist() == [1, 2]
+    assert set(work.failed) == {7, 2, 3}
+
+
+def test_rows_are_given_back_and_used_again() -> None:
+    table = SequenceTable(rows=2, longest=20, block_size=BLOCK)
+
+    def introduce(sequence: int) -> Slice:
+        return Slice(sequence=sequence, start=0, count=1, blocks=(0,), history=history([sequence]))
+
+    for sequence in range(0, 40, 2):
+        lay_out(table, introduce(sequence), introduce(sequence + 1))
+        lay_out(table, retired=(sequence, sequence + 1, 999))
+    assert len(table) == 0
+    assert len(table.lengths) == 2
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    torch.set_num_threads(1)
+    yield launch(tiny_config(tmp_path), lambda stage, done, total: None)[0]
+
+
+def one(runner: Runner, number: int, *slices: Slice, **more: object) -> list[SliceResult]:
+    output = runner.execute(StepPlan(number=number, slices=slices, **more))  # type: ignore[arg-type]
+    assert output.number == number
+    assert [r.sequence for r in output.results] == [s.sequence for s in slices]
+    return list(output.results)
+
+
+def start(sequence: int, tokens: list[int], params: SamplingParams = GREEDY) -> Slice:
+    blocks = tuple(range(8 * sequence, 8 * sequence + 8))
+    return Slice(
+        sequence=sequence,
+        start=0,
+        count=len(tokens),
+        wants=Wants.TOKEN,
+        blocks=blocks,
+        history=history(tokens, params),
+    )
+
+
+def decode(sequence: int, position: int, wants: Wants = Wants.TOKEN) -> Slice:
+    return Slice(sequence=sequence, start=position, count=1, wants=wants)
+
+
+def generate(runner: Runner, sequence: int, tokens: list[int], steps: int) -> list[int]:
+    """Greedy tokens of one sequence, alone."""
+    output = list(one(runner, 0, start(sequence, tokens))[0].token_ids)
+    for _ in range(steps - 1):
+        position = len(tokens) + len(output) - 1
+        output += one(runner, 0, decode(sequence, position))[0].token_ids
+    one(runner, 0, retired=(sequence,))
+    return output
+
+
+def test_a_failed_step_can_be_run_again(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plan, after an exception at the worst moment, gives what it would have given."""
+    params = SamplingParams(
+        temperature=1.0, frequency_penalty=1.0, repetition_penalty=1.3, max_tokens=None
+    )
+    plans = [(start(0, [5, 6, 7], params), start(1, [8, 9], params))]
+    plans += [(decode(0, 3 + i), decode(1, 2 + i)) for i in range(6)]
+    expected = [one(runner, i, *slices) for i, slices in enumerate(plans)]
+    one(runner, 0, retired=(0, 1))
+    for i, slices in enumerate(plans):
+        with monkeypatch.context() as broken:
+            broken.setattr(Runner, "_keep", explode)
+            with pytest.raises(RuntimeError, match="at the worst moment"):
+                one(runner, i, *slices)
+        assert one(runner, i, *slices) == expected[i]
+
+
+def explode(*_: object) -> None:
+    raise RuntimeError("at the worst moment")
+
+
+def test_a_token_brought_by_a_failed_step_is_not_counted_twice(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beam search brings its tokens from the planner."""
+    beam = SamplingParams(beam_width=2, n=1, frequency_penalty=1.0, max_tokens=None)
+    brought = Slice(sequence=0, start=3, count=1, wants=Wants.CANDIDATES, token_ids=(9,))
+    results = []
+    for fail in (False, True):
+        one(runner, 0, start(0, [5, 6, 7], beam))
+        one(runner, 0, retired=(0,))
+        first = start(0, [5, 6, 7], beam)
+        one(runner, 0, Slice(**{**fields(first), "wants": Wants.CANDIDATES}))
+        if fail:
+            with monkeypatch.context() as broken:
+                broken.setattr(Runner, "_keep", explode)
+                with pytest.raises(RuntimeError):
+                    one(runner, 1, brought)
+        results.append(one(runner, 1, brought))
+        assert len(results[-1][0].candidates) == 4
+        one(runner, 0, retired=(0,))
+    assert results[0] == results[1]
+
+
+def fields(part: Slice) -> dict[str, object]:
+    return {name: getattr(part, name) for name in Slice.__dataclass_fields__}
+
+
+def test_logits_that_are_not_finite_fail_their_sequence_alone(runner: Runner) -> None:
+    healthy = generate(runner, 0, [5, 6, 7], 5)
+    weights = {p.name: p.tensor for p in runner._model.parameters()}
+    weights["model.embed_tokens.weight"][90] = float("nan")
+    results = one(runner, 0, start(0, [5, 6, 7]), start(1, [5, 7, 90]))
+    assert results[0].token_ids == tuple(healthy[:1])
+    assert results[1].error == "the model's logits are not finite"
+    assert not results[1].token_ids
+    # With one step of overlap the next plan names the failed sequence once more.
+    results = one(runner, 1, decode(0, 3), decode(1, 3))
+    assert results[0].token_ids == tuple(healthy[1:2])
+    assert results[1].error is not None
+    one(runner, 2, retired=(0, 1))
+
+
+def test_a_chunked_prompt_gives_the_same_tokens(runner: Runner) -> None:
+    tokens = [(7 * i) % 90 + 2 for i in range(50)]
+    whole = generate(runner, 0, tokens, 6)
+    first = start(0, tokens)
+    one(runner, 0, Slice(**{**fields(first), "count": 20, "wants": Wants.NOTHING}))
+    one(runner, 1, Slice(sequence=0, start=20, count=29))
+    output = list(one(runner, 2, decode(0, 49))[0].token_ids)
+    for _ in range(5):
+        output += one(runner, 3, decode(0, 49 + len(output)))[0].token_ids
+    assert output == whole
+
+
+def test_prompt_logprobs_do_not_depend_on_chunks(runner: Runner) -> None:
+    tokens = [(5 * i) % 90 + 2 for i in range(40)]
+    params = SamplingParams(temperature=0.0, prompt_logprobs=2, max_tokens=None)
+    both = Wants.TOKEN | Wants.PROMPT_LOGPROBS
+    first = start(0, tokens, params)
+    (whole,) = one(runner, 0, Slice(**{**fields(first), "wants": both}))
+    assert len(whole.prompt_logprobs) == 39
+    assert [named.token_id for named in whole.prompt_logprobs] == tokens[1:]
+    one(runner, 0, retired=(0,))
+    chunk = Slice(**{**fields(first), "count": 15, "wants": Wants.PROMPT_LOGPROBS})
+    (a,) = one(runner, 0, chunk)
+    (b,) = one(runner, 1, Slice(sequence=0, start=15, count=25, wants=both))
+    assert (len(a.prompt_logprobs), len(b.prompt_logprobs)) == (15, 24)
+    for got, expected in zip(
+        a.prompt_logprobs + b.prompt_logprobs, whole.prompt_logprobs, strict=True
+    ):
+        assert got.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert (got.token_id, got.rank) == (expected.token_id, expected.rank)
+    assert b.token_ids == whole.token_ids
+
+
+def test_prompt_logprobs_are_computed_a_few_at_a_time(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=None)
+    part = Slice(**{**fields(start(0, list(range(2, 42)), params)), "wants": Wants.PROMPT_LOGPROBS})
+    (whole,) = one(runner, 0, part)
+    rows: list[int] = []
+    logits = runner._model.logits
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return logits(hidden)
+
+    monkeypatch.setattr(runner._model, "logits", counted)
+    monkeypatch.setattr("octavo.engine.worker.runner._SCORING_BYTES", 4 * 96 * 10)
+    (few,) = one(runner, 0, part)
+    assert rows == [10, 10, 10, 9]
+    assert [n.token_id for n in few.prompt_logprobs] == [n.token_id for n in whole.prompt_logprobs]
+
+
+def test_moves_come_before_compute_and_in_order(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block copied, and the original given to somebody else, in one step: both are right."""
+    expected = generate(runner, 0, [5, 6, 7, 8, 9], 4)
+    one(runner, 0, start(0, [5, 6, 7, 8, 9]))
+    fork = Slice(
+        sequence=2,
+        start=5,
+        count=1,
+        wants=Wants.TOKEN,
+        blocks=(20,),
+        history=History(
+            params=GREEDY, seed=1, prompt_length=5, token_ids=(5, 6, 7, 8, 9, expected[0])
+        ),
+    )
+    stranger = Slice(**{**fields(start(3, [11, 12, 13])), "blocks": (0,)})
+    results = one(runner, 1, fork, stranger, moves=Moves(copies=((0, 20),)), retired=(0,))
+    assert results[0].token_ids == (expected[1],)
+    output = [expected[1], *one(runner, 2, decode(2, 6))[0].token_ids]
+    assert output == expected[1:3]
+
+
+def test_a_plan_without_slices_only_forgets(runner: Runner) -> None:
+    one(runner, 0, start(0, [5]), start(1, [6]))
+    assert one(runner, 1, retired=(0, 1)) == []
+    runner._table.check()
+    assert len(runner._table) == 0
+
+
+def test_kv_cache_is_not_touched_before_it_is_used(tmp_path: Path) -> None:
+    """A large cache costs address space at start-up, not seconds and not memory."""
+
+    def resident() -> int:
+        words = Path("/proc/self/statm").read_text().split()
+        return int(words[1]) * 4096
+
+    before = resident()
+    runner, capacity = launch(
+        tiny_config(tmp_path, kv_memory=512 << 20, max_num_seqs=100_000), lambda *_: None
+    )
+    assert capacity.kv_bytes > 400 << 20
+    assert resident() - before < 300 << 20
+    kv: KVCache = runner._kv
+    assert not bool(kv.layers[0][-1].any())
