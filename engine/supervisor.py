@@ -59,7 +59,7 @@ class RestartPolicy:
         self._fruitless = [t for t in self._fruitless if now - t < self._window]
         self._fruitless.append(now)
         deaths = len(self._fruitless)
-        return None if deaths > self._limit else _DELAYS[min(deaths, len(_DELAYS) - 1)]
+        return None if deaths > self._limit else _DELAYS[min(deaths, len(_DELAYS)) - 1]
 
 
 class EngineProcess:

@@ -1,0 +1,219 @@
+"""The front end's handle on the engine: deliveries, aborts, deaths and resumed streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from octavo.engine.assembly import run_engine
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.channel import Channel
+from octavo.engine.config import EngineConfig
+from octavo.engine.errors import ConfigError, DoesNotFit, EngineDead, SequenceFailed
+from octavo.engine.executor.base import Capacity, Progress
+from octavo.engine.params import FinishReason, Request, SamplingParams
+from octavo.engine.step import Delta
+from octavo.engine.supervisor import EngineThread, RestartPolicy
+
+from ..fakes.executor import FakeExecutor
+
+CONFIG = EngineConfig(model="fake", max_num_batched_tokens=64)
+
+
+class Fleet:
+    """Launches one engine thread after the other; the newest one's executor can be broken."""
+
+    def __init__(self, make: Callable[[], FakeExecutor]) -> None:
+        self._make = make
+        self.executors: list[FakeExecutor] = []
+
+    def __call__(self, epoch: int) -> EngineThread:
+        executor = self._make()
+        self.executors.append(executor)
+
+        def run(channel: Channel) -> None:
+            run_engine(CONFIG, channel, executor)
+
+        return EngineThread(run, epoch)
+
+
+@asynccontextmanager
+async def running(
+    make: Callable[[], FakeExecutor] = FakeExecutor, **options: object
+) -> AsyncIterator[tuple[AsyncEngine, Fleet]]:
+    fleet = Fleet(make)
+    engine = AsyncEngine(fleet, **options)  # type: ignore[arg-type]
+    await engine.start(lambda stage, done, total: None)
+    try:
+        yield engine, fleet
+    finally:
+        await engine.stop()
+
+
+def request(name: str, *, prompt: tuple[int, ...] = (1, 2, 3), **params: object) -> Request:
+    return Request(
+        id=name,
+        prompt_token_ids=prompt,
+        sampling=SamplingParams(**{"max_tokens": 20, **params}),  # type: ignore[arg-type]
+        seed=7,
+        arrival=time.monotonic(),
+    )
+
+
+async def collect(engine: AsyncEngine, asked: Request) -> dict[int, list[int]]:
+    """The token ids of each choice."""
+    choices: dict[int, list[int]] = defaultdict(list)
+    async for delta in engine.generate(asked):
+        choices[delta.index] += delta.token_ids
+    return dict(choices)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must come; the test's own time limit is the deadline."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def test_a_request_yields_its_tokens_and_then_ends() -> None:
+    async with running() as (engine, _):
+        deltas = [delta async for delta in engine.generate(request("a"))]
+        assert sum(len(delta.token_ids) for delta in deltas) == 20
+        assert [delta.last for delta in deltas] == [False] * 19 + [True]
+        assert deltas[-1].finish_reason is FinishReason.LENGTH
+        assert engine.live_requests == 0
+
+
+async def test_requests_side_by_side_get_what_they_get_alone() -> None:
+    async with running() as (engine, _):
+        asked = [request(f"r{i}", prompt=(5, i, 9), n=1 + i % 3) for i in range(12)]
+        alone = [await collect(engine, one) for one in asked]
+        together = await asyncio.gather(*(collect(engine, one) for one in asked))
+        assert together == alone
+
+
+async def test_leaving_early_frees_the_blocks() -> None:
+    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, _):
+        stream = engine.generate(request("a", max_tokens=500, n=3))
+        await anext(stream)
+        assert engine.stats.running > 0
+        await stream.aclose()  # type: ignore[attr-defined]
+        await until(lambda: engine.stats.running == 0 and engine.stats.blocks_used == 0)
+
+
+async def test_a_choice_that_is_finished_here_ends_there_and_the_others_go_on() -> None:
+    async with running(lambda: FakeExecutor(seconds_per_step=0.001)) as (engine, _):
+        whole = await collect(engine, request("whole", n=2, max_tokens=50))
+        lengths = {0: 0, 1: 0}
+        async for delta in engine.generate(request("a", n=2, max_tokens=50)):
+            lengths[delta.index] += len(delta.token_ids)
+            if delta.index == 0 and lengths[0] == 5:
+                engine.finish_choice("a", 0)
+        assert lengths == {0: 5, 1: len(whole[1])}
+        await until(lambda: engine.stats.blocks_used == 0)
+
+
+async def test_a_failing_sequence_fails_its_own_request_only() -> None:
+    def poisoned() -> FakeExecutor:
+        executor = FakeExecutor()
+        executor.poison = 13
+        return executor
+
+    async with running(poisoned) as (engine, _):
+        good, bad = await asyncio.gather(
+            collect(engine, request("good")),
+            collect(engine, request("bad", prompt=(13, 1))),
+            return_exceptions=True,
+        )
+        assert isinstance(good, dict)
+        assert len(good[0]) == 20
+        assert isinstance(bad, SequenceFailed)
+
+
+async def test_streams_survive_the_death_of_the_engine() -> None:
+    def slow() -> FakeExecutor:
+        return FakeExecutor(seconds_per_step=0.002)
+
+    asked = [
+        request("plain", max_tokens=60),
+        request("n", max_tokens=60, n=3),
+        request("scores", max_tokens=60, logprobs=2, prompt_logprobs=1),
+    ]
+    async with running() as (engine, _):
+        undisturbed = [await collect(engine, one) for one in asked]
+    async with running(slow) as (engine, fleet):
+        streams = [asyncio.create_task(collect(engine, one)) for one in asked]
+        for deaths in (1, 2):
+            seen = engine.stats.step
+            await until(lambda seen=seen: engine.stats.step > seen + 5)  # type: ignore[misc]
+            fleet.executors[-1].dead = True
+            await until(lambda deaths=deaths: engine.restarts == deaths)  # type: ignore[misc]
+            await until(lambda: engine.status.ready)
+            engine.stats = type(engine.stats)()
+        assert await asyncio.gather(*streams) == undisturbed
+        assert engine.resumed_requests > 0
+
+
+async def test_a_resumed_request_repeats_nothing_it_has_told() -> None:
+    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, fleet):
+        deltas: list[Delta] = []
+        async for delta in engine.generate(request("a", max_tokens=40, prompt_logprobs=1)):
+            deltas.append(delta)
+            if len(deltas) == 5:
+                fleet.executors[-1].dead = True
+        assert engine.restarts == 1
+        assert sum(len(delta.prompt_logprobs) for delta in deltas) == 2
+        assert sum(delta.cached_tokens is not None for delta in deltas) == 1
+        assert sum(len(delta.token_ids) for delta in deltas) == 40
+
+
+async def test_a_request_that_arrives_during_a_restart_waits_for_it() -> None:
+    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, fleet):
+        first = asyncio.create_task(collect(engine, request("first", max_tokens=50)))
+        await until(lambda: engine.stats.step > 3)
+        fleet.executors[-1].dead = True
+        await until(lambda: engine.status.stage == "restarting")
+        late = await collect(engine, request("late"))
+        assert len(late[0]) == 20
+        assert len((await first)[0]) == 50
+
+
+async def test_an_engine_that_dies_fruitlessly_again_and_again_is_given_up() -> None:
+    def dead() -> FakeExecutor:
+        executor = FakeExecutor()
+        executor.dead = True
+        return executor
+
+    async with running(dead, restarts=RestartPolicy(limit=1)) as (engine, fleet):
+        with pytest.raises(EngineDead):
+            await collect(engine, request("a"))
+        assert engine.status.stage == "dead"
+        assert len(fleet.executors) == 2
+        with pytest.raises(EngineDead):
+            await collect(engine, request("b"))
+
+
+class TooSmall(FakeExecutor):
+    def start(self, progress: Progress) -> Capacity:
+        raise DoesNotFit("The weights need 2 GiB and there is 1 GiB.")
+
+
+async def test_what_keeps_it_from_starting_is_told_as_it_was_said() -> None:
+    engine = AsyncEngine(Fleet(TooSmall))
+    with pytest.raises(ConfigError, match="need 2 GiB"):
+        await engine.start(lambda stage, done, total: None)
+    assert engine.status.stage == "dead"
+    await engine.stop()
+
+
+def test_only_fruitless_deaths_count_against_the_restart_limit() -> None:
+    policy = RestartPolicy(limit=2, window=100.0)
+    assert [policy.delay(completed_steps=True, now=t) for t in range(9)] == [0.0] * 9
+    assert policy.delay(completed_steps=False, now=10.0) == 0.0
+    assert policy.delay(completed_steps=False, now=11.0) == 0.5
+    assert policy.delay(completed_steps=False, now=12.0) is None
+    assert policy.delay(completed_steps=False, now=500.0) == 0.0  # the old ones are forgotten
