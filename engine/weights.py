@@ -19,8 +19,7 @@ from octavo.kernels.registry import resolve
 
 from .attention.paged import PagedAttention
 from .checkpoint import ModelConfig, read_model_config, weight_files
-from .device import available_memory
-from .errors import BrokenCheckpoint, ConfigError, DoesNotFit
+from .errors import BrokenCheckpoint, ConfigError
 from .layers.blueprint import Blueprint
 from .models.base import Model
 from .quantization.none import Unquantized
@@ -51,7 +50,6 @@ def load_model(
     config = read_model_config(path)
     model_class = _model_class(config.architecture)
     model = model_class(_blueprint(model_class.config_from(config), dtype, device))
-    _require_memory(model, path)
     if load_format == "dummy":
         _fill_at_random(model)
     elif load_format == "safetensors":
@@ -85,16 +83,6 @@ def _blueprint(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
         attention=PagedAttention(ops),
         quantization=Unquantized(),
     )
-
-
-def _require_memory(model: Model, path: str | Path) -> None:
-    """Until tensors are filled they cost address space only, so this is the moment to look."""
-    need, have = model.weight_bytes, available_memory()
-    if need > have:
-        raise DoesNotFit(
-            f"The weights of {path} need {need / 2**30:.1f} GiB, but {have / 2**30:.1f} GiB of "
-            f"memory are free; use a smaller model or --dtype bfloat16."
-        )
 
 
 def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, int], None]) -> None:

@@ -11,15 +11,10 @@ from .qwen2 import late_windows
 
 
 class Qwen3(Llama):
-    """Heads of 128 unless stated, whatever the hidden size; windows as in Qwen 2; no MLP bias."""
+    """Windows as in Qwen 2; the MLP has no bias."""
 
     qk_norm: ClassVar[bool] = True
 
     @classmethod
     def config_from(cls, config: ModelConfig) -> ModelConfig:
-        return replace(
-            config,
-            head_dim=config.raw.get("head_dim") or 128,
-            windows=late_windows(config),
-            mlp_bias=False,
-        )
+        return replace(config, windows=late_windows(config), mlp_bias=False)
