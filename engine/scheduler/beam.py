@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..executor.base import Capacity
 from ..params import FinishReason, choice_seed
 from ..sequence import Sequence
-from ..step import Delta, Slice, SliceResult
+from ..step import Delta, Slice, SliceResult, Wants
 from .search import Family, Terms
 
 
@@ -61,6 +61,8 @@ class BeamSearch:
             sequence.held = True
             if all(beam.candidates for beam in self._beams.values()):
                 return self._continue(now)
+        elif piece.wants & Wants.CANDIDATES:
+            return self.fail(sequence, "the executor gave no candidates for this beam", now)
         elif piece.start + piece.count >= sequence.end and sequence.limit <= sequence.known:
             nothing = _Hypothesis(0.0, (), FinishReason.LENGTH, None)  # no output was wanted
             self._finished = [nothing] * self._width

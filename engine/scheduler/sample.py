@@ -60,7 +60,7 @@ class SampleSearch:
         return []
 
     def fail(self, sequence: Sequence, error: str, now: float) -> list[Delta]:
-        indexes = [sequence.index, *self._unborn]
+        indexes = [*([] if self._root_unwanted else [sequence.index]), *self._unborn]
         self._unborn = []
         self._end(sequence, FinishReason.ERROR)
         return self._terms.failures(indexes, sequence, error, now)
@@ -88,6 +88,7 @@ class SampleSearch:
             self._grow_up(child)
         self._unborn = []
         if self._root_unwanted:
+            self._root_unwanted = False
             self._end(root, FinishReason.ABORT)
         else:
             self._grow_up(root)

@@ -167,12 +167,15 @@ class Scheduler:
             result = results.get(sequence.id) or SliceResult(
                 sequence=sequence.id, error="the executor gave no result for this sequence"
             )
-            search = self._searches[sequence.request.id]
-            if result.error is not None:
-                deltas += search.fail(sequence, result.error, now)
-                continue
+            error = result.error
             if piece.wants in SAMPLES:
                 sequence.promised -= 1
+                if not result.token_ids and error is None:
+                    error = "the executor gave no token for this sequence"
+            search = self._searches[sequence.request.id]
+            if error is not None:
+                deltas += search.fail(sequence, error, now)
+                continue
             if sequence.status is Status.RUNNING:
                 self._blocks.publish(sequence, piece.start + piece.count)
             deltas += search.advance(sequence, piece, result, now)
@@ -182,7 +185,11 @@ class Scheduler:
     def fail_step(self, plan: StepPlan, error: str, now: float) -> list[Delta]:
         """The oldest plan in flight failed as a whole: every sequence it computes ends with
         `error`. Whether its moves were done is unknown, so that what it swapped out is computed
-        again; and what it retired is retired once more."""
+        again; and what it retired is retired once more (to forget an unknown sequence is no error).
+
+        Plans made since then may still name the ended sequences; the compute wing may not know
+        those. It answers for such a slice with an error of that slice, which is dropped here.
+        """
         self._settle(plan)
         deltas: list[Delta] = []
         for piece in plan.slices:

@@ -55,9 +55,9 @@ class Terms:
         self.logprobs: list[TokenLogprobs] = []
 
     def bound(self, sequence: Sequence) -> None:
-        """Set where `sequence` ends. One position at least is computed, even for no output."""
+        """Set where `sequence` ends. The whole prompt is computed, even for no output."""
         sequence.limit = self.limit
-        sequence.end = max(self.limit - 1, 1)
+        sequence.end = max(self.limit - 1, sequence.prompt_length)
 
     def score(self, sequence: Sequence, piece: Slice, result: SliceResult) -> None:
         """Gather prompt log-probabilities. A recomputed slice may repeat some of them."""

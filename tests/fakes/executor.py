@@ -93,6 +93,7 @@ class FakeExecutor:
         self._cells = [bytearray(block_bytes) for _ in range(num_blocks)]
         self._host = [bytearray(block_bytes) for _ in range(num_host_blocks)]
         self._sequences: dict[int, _Known] = {}
+        self._lost: set[int] = set()  # sequences that failed: their state is not known
         self._queue: deque[StepPlan] = deque()
 
     # --- Executor ------------------------------------------------------------------------------
@@ -115,6 +116,7 @@ class FakeExecutor:
             raise RuntimeError("the fake executor is dead")
         if self.failing_steps > 0:
             self.failing_steps -= 1
+            self._lost.update(piece.sequence for piece in plan.slices)
             raise RuntimeError("the fake executor was told to fail this step")
         if self._seconds_per_step:
             time.sleep(self._seconds_per_step)
@@ -127,6 +129,13 @@ class FakeExecutor:
     def stop(self) -> None:
         self.stopped = True
 
+    def contexts(self) -> dict[int, list[int]]:
+        """The ids whose cells have been written, for each sequence."""
+        return {
+            number: known.token_ids[: len(known.cells) // _CELL.size]
+            for number, known in self._sequences.items()
+        }
+
     # --- the model -----------------------------------------------------------------------------
 
     def _move(self, plan: StepPlan) -> None:
@@ -138,11 +147,14 @@ class FakeExecutor:
             self._cells[target][:] = self._cells[source]
 
     def _compute(self, piece: Slice) -> SliceResult:
+        if piece.sequence in self._lost:
+            return SliceResult(sequence=piece.sequence, error="it had failed before")
         sequence = self._meet(piece)
         if self.failing_slices > 0 or (
             self.poison is not None and self.poison in sequence.token_ids
         ):
             self.failing_slices = max(0, self.failing_slices - 1)
+            self._lost.add(piece.sequence)
             return SliceResult(sequence=piece.sequence, error="the fake executor failed this slice")
         self._write(piece, sequence)
         context = self._read(piece, sequence)
