@@ -61,13 +61,13 @@ class ModelConfig:
     activation: str
     tied_embeddings: bool
     rope: Rope
+    sliding_window: int | None = None  # as stated; which layers have it, the family knows
+    layer_types: tuple[str, ...] = ()  # as stated, one per layer, or none
     windows: tuple[int | None, ...]  # per layer: how many tokens back it sees; None: all
     qkv_bias: bool = False
     output_bias: bool = False  # of the attention's output projection
     mlp_bias: bool = False
     dtype: str = "float32"  # of the stored weights: float32 | bfloat16 | float16
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams fields
     raw: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def read_model_config(path: str | Path) -> ModelConfig:
     if raw is None:
         raise BrokenCheckpoint(f"The folder {str(path)!r} has no config.json, so it is no model.")
     generation = _read_json(folder / "generation_config.json") or {}
-    return _config(raw, generation, where=str(folder / "config.json"))
+    return _config(raw, generation, folder)
 
 
 def weight_files(path: str | Path) -> tuple[Path, ...]:
@@ -162,80 +162,115 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def _config(raw: Mapping[str, Any], generation: Mapping[str, Any], *, where: str) -> ModelConfig:
-    architectures = raw.get("architectures")
-    if not isinstance(architectures, list) or not architectures:
-        raise BrokenCheckpoint(f"{where} names no architecture in `architectures`.")
-    model_class_path(architectures[0])  # an unknown one is said before anything else
+class _Fields:
+    """The keys of one config.json, each of the type it must have or a `BrokenCheckpoint`."""
 
-    def number(key: str, default: int | None = None) -> int:
-        value = raw.get(key)
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self._raw = raw
+        self._where = where
+
+    def wrong(self, what: str) -> BrokenCheckpoint:
+        return BrokenCheckpoint(f"{self._where} {what}.")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.optional_integer(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise BrokenCheckpoint(f"{where} has {key} = {value!r} instead of a positive integer.")
+        if value is None:
+            raise self.wrong(f"has no {key}")
         return value
 
-    layers, heads = number("num_hidden_layers"), number("num_attention_heads")
-    hidden_size = number("hidden_size")
+    def optional_integer(self, key: str) -> int | None:
+        value = self._raw.get(key)
+        if value is None or (type(value) is int and value > 0):
+            return value
+        raise self.wrong(f"has {key} = {value!r} instead of a positive integer")
+
+    def number(self, key: str, default: float) -> float:
+        value = self._raw.get(key)
+        value = default if value is None else value
+        if type(value) not in (int, float) or value <= 0:
+            raise self.wrong(f"has {key} = {value!r} instead of a positive number")
+        return float(value)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self._raw.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(f"has {key} = {value!r} instead of a list of names")
+        return tuple(value)
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        value = self._raw.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in ids):
+            raise self.wrong(f"has {key} = {value!r} instead of token ids")
+        return tuple(ids)
+
+    def rope(self) -> Rope:
+        """Both spellings: `rope_scaling` beside `rope_theta`, and `rope_parameters` alone."""
+        stated = self._raw.get("rope_scaling") or self._raw.get("rope_parameters") or {}
+        if not isinstance(stated, dict) or any(isinstance(v, dict) for v in stated.values()):
+            raise self.wrong("has rope parameters that octavo does not understand")
+        numbers = {key: value for key, value in stated.items() if value is not None}
+        old_kind = numbers.pop("type", "default")
+        kind = numbers.pop("rope_type", old_kind)
+        theta = _Fields(numbers, self._where).number(
+            "rope_theta", self.number("rope_theta", 10000.0)
+        )
+        numbers.pop("rope_theta", None)
+        original = self.optional_integer("original_max_position_embeddings")
+        if original is not None:
+            numbers["original_max_position_embeddings"] = original
+        for key, value in numbers.items():
+            items = value if isinstance(value, list) else [value]
+            if not all(isinstance(item, int | float) for item in items):
+                raise self.wrong(f"has the rope parameter {key} = {value!r} instead of a number")
+        return Rope(kind=str(kind), theta=theta, numbers=numbers)
+
+
+def _config(raw: Mapping[str, Any], generation: Mapping[str, Any], folder: Path) -> ModelConfig:
+    fields = _Fields(raw, str(folder / "config.json"))
+    generation_fields = _Fields(generation, str(folder / "generation_config.json"))
+    architectures = fields.strings("architectures")
+    if not architectures:
+        raise fields.wrong("names no architecture in `architectures`")
+    model_class_path(architectures[0])  # an unknown one is said before anything else
+
+    layers, heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
+    kv_heads = fields.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise fields.wrong(f"has {heads} attention heads, which is no multiple of {kv_heads}")
+    layer_types = fields.strings("layer_types")
+    if layer_types and len(layer_types) != layers:
+        raise fields.wrong(f"has {len(layer_types)} layer_types for {layers} layers")
+    hidden_size = fields.integer("hidden_size")
     attention_bias = bool(raw.get("attention_bias", False))
-    eos = generation.get("eos_token_id")
+    speaks = generation_fields if generation.get("eos_token_id") is not None else fields
     return ModelConfig(
         architecture=architectures[0],
         hidden_size=hidden_size,
-        intermediate_size=number("intermediate_size"),
+        intermediate_size=fields.integer("intermediate_size"),
         layers=layers,
         heads=heads,
-        kv_heads=number("num_key_value_heads", heads),
-        head_dim=number("head_dim", hidden_size // heads),
-        vocab_size=number("vocab_size"),
-        max_position_embeddings=number("max_position_embeddings", 2048),
-        norm_epsilon=float(raw.get("rms_norm_eps", 1e-6)),
+        kv_heads=kv_heads,
+        head_dim=fields.integer("head_dim", hidden_size // heads),
+        vocab_size=fields.integer("vocab_size"),
+        max_position_embeddings=fields.integer("max_position_embeddings", 2048),
+        norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         activation=str(raw.get("hidden_act", "silu")),
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        rope=_rope(raw, where=where),
-        windows=_windows(raw, layers, where=where),
+        rope=fields.rope(),
+        sliding_window=fields.optional_integer("sliding_window"),
+        layer_types=layer_types,
+        windows=(None,) * layers,
         qkv_bias=attention_bias,
         output_bias=attention_bias,
         mlp_bias=bool(raw.get("mlp_bias", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
-        bos_token_id=raw.get("bos_token_id"),
-        pad_token_id=raw.get("pad_token_id"),
-        eos_token_ids=_ids(raw.get("eos_token_id") if eos is None else eos),
+        eos_token_ids=speaks.token_ids("eos_token_id"),
         sampling_defaults={
-            field: generation[key]
-            for key, field in _SAMPLING_FIELDS.items()
-            if generation.get(key) is not None
+            ours: generation[theirs]
+            for theirs, ours in _SAMPLING_FIELDS.items()
+            if type(generation.get(theirs)) in (int, float)
         },
         raw=raw,
     )
-
-
-def _rope(raw: Mapping[str, Any], *, where: str) -> Rope:
-    """Both spellings: `rope_scaling` beside `rope_theta`, and the one dict `rope_parameters`."""
-    stated = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(stated, dict) or any(isinstance(v, dict) for v in stated.values()):
-        raise BrokenCheckpoint(f"{where} has rope parameters that octavo does not understand.")
-    numbers = dict(stated)
-    old_kind = numbers.pop("type", None)
-    kind = str(numbers.pop("rope_type", None) or old_kind or "default")
-    theta = numbers.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-    outer = raw.get("original_max_position_embeddings")
-    if outer is not None:
-        numbers["original_max_position_embeddings"] = outer
-    return Rope(kind=kind, theta=float(theta), numbers=numbers)
-
-
-def _windows(raw: Mapping[str, Any], layers: int, *, where: str) -> tuple[int | None, ...]:
-    """The window of each layer where `layer_types` spells it out; without it, none."""
-    types = raw.get("layer_types")
-    if types is None:
-        return (None,) * layers
-    if len(types) != layers:
-        raise BrokenCheckpoint(f"{where} has {len(types)} layer_types for {layers} layers.")
-    return tuple(raw.get("sliding_window") if t == "sliding_attention" else None for t in types)
-
-
-def _ids(value: object) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]

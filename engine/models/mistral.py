@@ -13,7 +13,7 @@ class Mistral(Llama):
 
     @classmethod
     def config_from(cls, config: ModelConfig) -> ModelConfig:
-        window = config.raw.get("sliding_window", 4096)
+        window = config.sliding_window if "sliding_window" in config.raw else 4096
         return replace(
             config,
             windows=(window,) * config.layers,

@@ -24,11 +24,12 @@ class Qwen2(Llama):
 
 def late_windows(config: ModelConfig) -> tuple[int | None, ...]:
     """Qwen's windows: `layer_types` where it is stated, else by the layer's number."""
-    raw = config.raw
-    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
-    types = raw.get("layer_types")
-    late = raw.get("max_window_layers", 28)
-    return tuple(
-        window if (types[index] == "sliding_attention" if types else index >= late) else None
+    if not config.raw.get("use_sliding_window"):
+        return (None,) * config.layers
+    first = config.raw.get("max_window_layers", 28)
+    types = config.layer_types or tuple(
+        "sliding_attention" if index >= first else "full_attention"
         for index in range(config.layers)
     )
+    window = config.sliding_window if "sliding_window" in config.raw else 4096
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
