@@ -25,7 +25,7 @@ COMPUTE = (
     ("kv_cache",),
     ("parallel", "device"),
 )
-SERVER_TOP = ("app", "cli", "offline", "terminal", "chat_client")
+SERVER_TOP = ("app", "cli", "offline", "terminal", "chat_client", "listener")
 SERVER_HTTP = ("openai", "admin", "middleware")
 SERVER_TEXT = ("generation", "models", "text", "observe", "settings")
 
