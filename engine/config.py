@@ -21,7 +21,8 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048  # the token budget of a step
     kv_memory: int | None = None  # None: from memory_utilization
-    # Share of the memory free at start that octavo may take; the KV cache gets at most half of it.
+    # Share of the memory free at start that octavo may take, weights included. The KV cache gets at
+    # most half of it, and a little even where large weights take more (engine/worker/memory.py).
     memory_utilization: float = 0.5
     swap_space: int = 0  # host memory for swapped-out blocks; 0: preempt by recompute only
     prefix_caching: bool = True

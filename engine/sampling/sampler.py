@@ -30,6 +30,7 @@ from .logits import Histories, LogitsRule, Rows
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
 _NOT_FINITE = "the model's logits are not finite"
+_NONE_LEFT = "no token is left to choose from"
 
 _ROW = np.dtype(
     [
@@ -107,13 +108,12 @@ class Sampler:
                 drawn for is the length of its history.
         """
         state = self._rows[rows]
-        finite = logits.amax(-1).isfinite()
+        largest = logits.amax(-1)  # NaN where there is one
         asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
         own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
         self._shape(logits, rows, state["shaped"], histories)
         chosen = self._draw(logits, state, histories.lengths[rows])
-        possible = logits.gather(-1, chosen[:, None])[:, 0].isfinite()
-        errors = _errors(finite, possible)
+        errors = _errors(torch.stack((largest, logits.gather(-1, chosen[:, None])[:, 0])))
         token_ids: list[int] = chosen.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
         if own is not None:
@@ -303,14 +303,13 @@ def _heated(logits: Tensor, state: npt.NDArray[np.void]) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
-def _errors(finite: Tensor, possible: Tensor) -> dict[int, str]:
-    fine = finite & possible
-    if bool(fine.all()):
-        return {}
+def _errors(values: Tensor) -> dict[int, str]:
+    """Why rows have no token, from [2, rows]: the row's largest logit as it came from the model,
+    and the chosen one as the rules left it."""
+    fine: npt.NDArray[np.bool_] = np.isfinite(values.numpy(force=True))
     return {
-        row: "no token is left to choose from" if ok else _NOT_FINITE
-        for row, ok in enumerate(finite.tolist())
-        if not bool(fine[row])
+        row: _NONE_LEFT if fine[0, row] else _NOT_FINITE
+        for row in np.flatnonzero(~fine.all(axis=0)).tolist()
     }
 
 

@@ -23,7 +23,7 @@ from .runner import Runner
 from .sequences import SequenceTable
 
 _FIRST_TOKENS, _MORE_TOKENS = 8, 64  # computed to measure what a token costs
-_QUICK_SECONDS = 0.02  # a model this quick with the first is asked for more
+_QUICK_SECONDS = 0.05  # a model this quick with the first is asked for more
 _SWAPPED_BLOCKS = 8
 
 

@@ -15,6 +15,8 @@ from ..errors import ConfigError, DoesNotFit
 # Of what `memory_utilization` grants. The page cache that holds the checkpoint, the front end and
 # other programs live in the same memory: with the default of 0.5 the KV cache takes a quarter.
 _KV_SHARE = 0.5
+# Of what large weights leave of the machine, where they leave little of what is granted.
+_KV_REST = 0.25
 _SCORE_BYTES = 64 << 20  # masks and scores of attention, prompt log-probabilities: bounded by tiles
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -66,7 +68,8 @@ def plan_memory(
             f"checkpoint is made for; use --max-model-len {model.context_length}."
         )
     if config.kv_memory is None:
-        budget = max(0, min(granted - fixed - swap, int(granted * _KV_SHARE)))
+        rest = available - fixed - swap
+        budget = min(int(granted * _KV_SHARE), max(granted - fixed - swap, int(rest * _KV_REST)))
     else:
         budget = config.kv_memory
         if fixed + swap + budget > available:

@@ -55,8 +55,8 @@ def test_a_quarter_of_what_is_free_at_most_by_default() -> None:
 
 
 def test_weights_count_against_the_share() -> None:
-    heavy = plan(available=4 * GIB, weights=3 * GIB // 2, max_num_seqs=10_000)
-    assert heavy.num_blocks == (GIB // 2 - (100 << 20)) // BLOCK
+    heavy = plan(available=8 * GIB, weights=5 * GIB // 2, max_num_seqs=100_000)
+    assert heavy.num_blocks == (3 * GIB // 2 - (100 << 20)) // BLOCK
 
 
 def test_auto_length_shrinks_to_what_fits() -> None:
@@ -88,8 +88,15 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 
 def test_no_room_for_a_single_block_is_refused() -> None:
-    with pytest.raises(DoesNotFit, match="--kv-memory"):
-        plan(available=2 * GIB, weights=GIB)
+    with pytest.raises(DoesNotFit, match="--kv-memory 96KiB would fit"):
+        plan(available=GIB + (100 << 20) + BLOCK + 1000, weights=GIB)
+    with pytest.raises(DoesNotFit, match="more memory"):
+        plan(available=GIB + (100 << 20) + 1000, weights=GIB)
+
+
+def test_weights_beyond_the_share_leave_a_quarter_of_the_rest() -> None:
+    heavy = plan(available=16 * GIB, weights=12 * GIB, max_num_seqs=10_000)
+    assert heavy.num_blocks == (4 * GIB - (100 << 20)) // 4 // BLOCK
 
 
 def test_kv_memory_beyond_the_machine_is_refused_with_what_would_fit() -> None:
