@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,49 +34,48 @@ def pick_dtype(name: str, stored: str) -> torch.dtype:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity, and the container's quota (cgroup v2 or v1)."""
+    """Cores this process may use: its affinity, and the quotas of its control groups."""
     cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
-    return max(1, min(cores, int(quota))) if quota else cores
-
-
-def _cpu_quota() -> float | None:
-    v2 = _words("/sys/fs/cgroup/cpu.max")
-    if len(v2) == 2 and v2[0] != "max":
-        return int(v2[0]) / int(v2[1])
-    quota = _words("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period = _words("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota and period and int(quota[0]) > 0:
-        return int(quota[0]) / int(period[0])
-    return None
+    return max(1, min([cores, *map(int, _cpu_quotas())]))
 
 
 def available_memory() -> int:
-    """Bytes of host memory this process may still take: the machine's and the container's limit."""
-    available = [_meminfo("MemAvailable")]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        most, now = _words(limit), _words(used)
-        if most and now and most[0] != "max":
-            available.append(int(most[0]) - int(now[0]) + _reclaimable(Path(limit).parent))
-    return max(0, min(available))
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of page cache a container is charged for but gives back when asked."""
-    words = _words(str(group / "memory.stat"))
-    counted = dict(zip(words[::2], words[1::2], strict=False))
-    return int(counted.get("inactive_file", 0))
-
-
-def _meminfo(name: str) -> int:
+    """Bytes of host memory this process may still take: what the machine has available, and what
+    its control groups leave, page cache that they would give back included."""
     words = _words("/proc/meminfo")
-    return int(words[words.index(f"{name}:") + 1]) * 1024
+    available = int(words[words.index("MemAvailable:") + 1]) * 1024
+    return max(0, min([available, *_memory_left()]))
+
+
+_CGROUP = "/sys/fs/cgroup"
+
+
+def _groups() -> list[str]:
+    """Folders of the control groups this process is in, version 2, from its own to the root."""
+    own = next((w[3:] for w in _words("/proc/self/cgroup") if w.startswith("0::/")), "/")
+    return [f"{_CGROUP}{path}".rstrip("/") for path in (own, *map(str, Path(own).parents))]
+
+
+def _cpu_quotas() -> Iterator[float]:
+    for group in _groups():
+        match _words(f"{group}/cpu.max"):
+            case [quota, period] if quota != "max":
+                yield int(quota) / int(period)
+    match _words(f"{_CGROUP}/cpu/cpu.cfs_quota_us") + _words(f"{_CGROUP}/cpu/cpu.cfs_period_us"):
+        case [quota, period] if quota != "-1":
+            yield int(quota) / int(period)
+
+
+def _memory_left() -> Iterator[int]:
+    groups = [(f"{group}/memory.max", f"{group}/memory.current", group) for group in _groups()]
+    old = f"{_CGROUP}/memory"
+    groups.append((f"{old}/memory.limit_in_bytes", f"{old}/memory.usage_in_bytes", old))
+    for limit, used, group in groups:
+        match _words(limit) + _words(used):
+            case [most, now] if most != "max":
+                statistics = _words(f"{group}/memory.stat")
+                counted = dict(zip(statistics[::2], statistics[1::2], strict=False))
+                yield int(most) - int(now) + int(counted.get("inactive_file", 0))
 
 
 def _words(file: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 _CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
 _CROWD_CELLS = 1 << 13  # cells gathered at once for a crowd, unless one slice alone has more
 _TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees are left out
-_TILE_SCORES = 1 << 22  # scores of one head in one tile
+_TILE_SCORES = 1 << 22  # in one tile, of one head (the kernel works on parts of a head itself)
 
 
 def plan_attention(
@@ -221,7 +221,8 @@ class _Alone:
         )  # [kv_heads, group, cells, head_dim], the group sharing memory
         q = query.view(queries, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
         out = torch.empty_like(query)
-        tile = max(1, min(_TILE_QUERIES, _TILE_SCORES // self._slice.context))
+        scores = self._slice.context * (1 if softcap is None else heads)  # of one query, at once
+        tile = max(1, min(_TILE_QUERIES, _TILE_SCORES // scores))
         for first in range(0, queries, tile):
             last = min(first + tile, queries)
             positions, cells = self._seen(first, last, query.device)
