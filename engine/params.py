@@ -36,11 +36,12 @@ class GrammarKind(StrEnum):
     REGEX = "regex"  # a regular expression that the whole answer matches
     CHOICE = "choice"  # a JSON list of strings: the answer is one of them
     LARK = "lark"  # llguidance's dialect of Lark; control tokens are written <[id]>
+    GBNF = "gbnf"  # llama.cpp's dialect; the front end's check turns it into LARK
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer must look like. Values of `server/text/grammar_check` are proven to compile.
+    """What an answer must look like. Values that have passed `server/text/grammar_check` compile.
 
     Between the parts of a JSON value at most one space, or one line break and its indentation, is
     allowed: a weak model that loves white space still comes to an end.
@@ -51,7 +52,12 @@ class GrammarSpec:
 
     @property
     def source(self) -> str:
-        """The same in the JSON form that llguidance compiles."""
+        """The same in the JSON form that llguidance compiles.
+
+        Raises:
+            ValueError: the text is not of its kind, or the kind is GBNF.
+        """
+        part: dict[str, object]
         match self.kind:
             case GrammarKind.JSON_SCHEMA:
                 schema = json.loads(self.text)
@@ -66,6 +72,8 @@ class GrammarSpec:
                 part = {"lark_grammar": f"start: {' | '.join(words)}\n"}
             case GrammarKind.LARK:
                 part = {"lark_grammar": self.text}
+            case GrammarKind.GBNF:
+                raise ValueError("a GBNF grammar must be turned into Lark first")
         return json.dumps({"grammars": [part]}, ensure_ascii=False)
 
 

@@ -1,0 +1,203 @@
+"""Constrained answers: which tokens a grammar allows next, and which it leaves no choice about.
+
+`GrammarCompiler` turns a `GrammarSpec` into an automaton in a thread of its own; `Grammar` is one
+sequence's walk through it (`grammar_rule.py` has the `LogitsRule` that applies its masks). The
+parser is llguidance: an Earley parser over a lazily built lexer.
+
+Where a grammar stands is a pure function of the sequence's output ids: nothing has to be saved.
+So is the forced run: within it the mask leaves exactly its next token, and whether the run is taken
+at once or sampled token by token, the answer is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask_par
+
+from ..errors import BrokenCheckpoint, SequenceFailed
+from ..params import GrammarSpec
+
+Bitmask = npt.NDArray[np.int32]  # [rows, words], token t is bit t % 32 of word t // 32
+
+WORD_BITS = 32
+_COMPILED_GRAMMARS = 256
+_COMPILED_TEXT = 16 << 20  # characters of all cached grammars together
+
+
+class Grammar:
+    """One sequence's walk through a grammar. Not thread-safe.
+
+    Args:
+        matcher: at the start of the answer; owned by this object.
+        end: the end-of-sequence id to force where nothing else may follow.
+    """
+
+    def __init__(self, matcher: LLMatcher, end: int) -> None:
+        self._matcher = matcher
+        self._end = end
+        self._runs = [self._run()]  # one per accepted token and one for the start
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete and nothing but its end may follow."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    @property
+    def error(self) -> str | None:
+        """Why the walk cannot go on, if it cannot."""
+        if not self._matcher.is_error():
+            return None
+        first_line: str = self._matcher.get_error().partition("\n")[0]
+        return f"the grammar could not be followed: {first_line}"
+
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that must come next, all of them; empty where there is a choice.
+
+        At the end of the answer it is the end-of-sequence token.
+        """
+        run, taken = self._runs[-1]
+        return run[taken:]
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """Go on by these tokens.
+
+        Raises:
+            SequenceFailed: the grammar does not allow one of them, or is too costly to follow.
+        """
+        for token_id in token_ids:
+            run, taken = self._runs[-1]
+            if not self._matcher.consume_token(token_id):
+                raise SequenceFailed(self.error or "the grammar had ended")
+            within = taken + 1 < len(run) and run[taken] == token_id
+            self._runs.append((run, taken + 1) if within else self._run())
+
+    def rollback(self, count: int) -> None:
+        """Forget the last `count` accepted tokens."""
+        if count:
+            self._matcher.rollback(count)
+            del self._runs[-count:]
+
+    def mask(self, vocab_size: int) -> Bitmask:
+        """The allowed tokens, int32 [1, words]."""
+        masks = np.zeros((1, -(-vocab_size // WORD_BITS)), dtype=np.int32)
+        fill_masks([self], masks, LLExecutor(1))
+        return masks
+
+    def _run(self) -> tuple[tuple[int, ...], int]:
+        if self.done:
+            return (self._end,), 0
+        return tuple(self._matcher.compute_ff_tokens()), 0
+
+
+def fill_masks(grammars: Sequence[Grammar], masks: Bitmask, executor: LLExecutor) -> None:
+    """The allowed tokens of each grammar in its row of `masks`; none where it has an error."""
+    free = []
+    for row, grammar in enumerate(grammars):
+        if forced := grammar.forced():
+            masks[row] = 0
+            masks.view(np.uint32)[row, forced[0] // WORD_BITS] = 1 << forced[0] % WORD_BITS
+        else:
+            free.append(row)
+    if free:
+        walks = [(grammars[row]._matcher, row) for row in free]
+        fill_next_token_bitmask_par(executor, walks, masks)
+    for row in free:
+        if grammars[row].error is not None:
+            masks[row] = 0
+
+
+class GrammarCompiler:
+    """Compiles grammars off the calling thread, and keeps those used last.
+
+    Args:
+        tokenizer: of the checkpoint whose tokens the masks are about.
+        capacity, text_capacity: compiled grammars kept, and their characters together.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LLTokenizer,
+        *,
+        capacity: int = _COMPILED_GRAMMARS,
+        text_capacity: int = _COMPILED_TEXT,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._capacity = capacity
+        self._text_capacity = text_capacity
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="octavo-grammar")
+        self._compiled: OrderedDict[GrammarSpec, Future[LLMatcher]] = OrderedDict()
+        self._text = 0  # characters of what is kept
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, vocab_size: int, stop_ids: Sequence[int]
+    ) -> GrammarCompiler:
+        """From a checkpoint folder's tokenizer.json.
+
+        Args:
+            vocab_size: columns of the logits; ids without a token are never allowed.
+            stop_ids: the model's end-of-sequence ids, the one to force first.
+
+        Raises:
+            BrokenCheckpoint: the tokenizer cannot be read, so nothing can be constrained.
+        """
+        try:
+            description = json.loads(Path(folder, "tokenizer.json").read_text("utf-8"))
+            description |= {"truncation": None, "padding": None}
+            tokenizer = LLTokenizer(
+                json.dumps(description), n_vocab=vocab_size, eos_token=list(stop_ids)
+            )
+        except Exception as error:  # the library raises plain exceptions
+            raise BrokenCheckpoint(
+                f"{folder} has no tokenizer.json that grammars can be compiled for: {error}."
+            ) from None
+        return cls(tokenizer)
+
+    def ready(self, spec: GrammarSpec) -> bool:
+        """Whether `start` would not wait; begins to compile what is not yet there."""
+        return self._future(spec).done()
+
+    def start(self, spec: GrammarSpec) -> Grammar:
+        """A walk at the beginning of an answer; waits where `ready` is false.
+
+        Raises:
+            SequenceFailed: the text is no grammar, or too big a one.
+        """
+        prototype = self._future(spec).result()
+        grammar = Grammar(prototype.deep_copy(), self._tokenizer.eos_token)
+        if grammar.error is not None:
+            raise SequenceFailed(grammar.error)
+        return grammar
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _future(self, spec: GrammarSpec) -> Future[LLMatcher]:
+        future = self._compiled.get(spec)
+        if future is None:
+            future = self._compiled[spec] = self._threads.submit(self._compile, spec)
+            self._text += len(spec.text)
+            self._evict()
+        self._compiled.move_to_end(spec)
+        return future
+
+    def _compile(self, spec: GrammarSpec) -> LLMatcher:
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(self._tokenizer, spec.source, log_level=0, limits=limits)
+        matcher.compute_bitmask()  # builds the part of the lexer that every answer begins with
+        return matcher
+
+    def _evict(self) -> None:
+        while len(self._compiled) > 1 and (
+            len(self._compiled) > self._capacity or self._text > self._text_capacity
+        ):
+            spec, _ = self._compiled.popitem(last=False)
+            self._text -= len(spec.text)

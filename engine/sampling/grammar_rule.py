@@ -1,0 +1,120 @@
+"""`GrammarRule`: the logits rule that keeps every answer within its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from llguidance import LLExecutor
+from torch import Tensor
+
+from ..errors import SequenceFailed
+from ..params import SamplingParams
+from .grammar import WORD_BITS, Bitmask, Grammar, GrammarCompiler, fill_masks
+from .logits import Histories, Rows
+
+AllowOnly = Callable[[Tensor, Tensor], None]  # kernels/reference/bitmask.py
+
+
+class GrammarRule:
+    """`grammar`: only what continues a valid answer may be said. A `LogitsRule`; the last one.
+
+    `prepare` may be called before the forward pass; the masks are then computed beside it. A
+    forced token gets the logit 0 whatever other rules did: it is the only answer there is.
+
+    Args:
+        vocab_size: columns of the logits.
+        threads: cores to compute masks on.
+    """
+
+    def __init__(
+        self, vocab_size: int, compiler: GrammarCompiler, allow_only: AllowOnly, *, threads: int = 1
+    ) -> None:
+        self._words = -(-vocab_size // WORD_BITS)
+        self._compiler = compiler
+        self._allow_only = allow_only
+        self._executor = LLExecutor(threads)
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="octavo-masks")
+        self._walks: dict[int, Grammar | None] = {}  # by row; None: it failed
+        self._read: dict[int, int] = {}  # by row: output tokens accepted
+        self._prepared: tuple[tuple[int, ...], Future[Bitmask]] | None = None
+
+    def needs(self, params: SamplingParams) -> bool:
+        return params.grammar is not None
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        assert params.grammar is not None, "only rows that need the rule are admitted"
+        self._settle()
+        self._read[row] = 0
+        try:
+            self._walks[row] = self._compiler.start(params.grammar)
+        except SequenceFailed:
+            self._walks[row] = None
+
+    def prepare(self, rows: Rows, histories: Histories) -> None:
+        """Begin to compute the masks of these sequences, all of which need the rule."""
+        self._settle()
+        living = tuple(rows.tolist())
+        for row in living:
+            self._catch_up(row, histories)
+        self._prepared = living, self._beside.submit(self._masks, living)
+
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+        if self._prepared is None or self._prepared[0] != tuple(rows.tolist()):
+            self.prepare(rows, histories)
+        masks = self._settle()
+        place = torch.from_numpy(at).to(logits.device)
+        allowed = logits[place]
+        self._allow_only(allowed, torch.from_numpy(masks).to(logits.device))
+        forced = [self._first_forced(row) for row in rows.tolist()]
+        sure = [(i, token) for i, token in enumerate(forced) if token is not None]
+        if sure:
+            index, token_ids = torch.tensor(sure, device=logits.device).T
+            allowed[index, token_ids] = 0.0
+        logits[place] = allowed
+
+    def forced(self, row: int, histories: Histories) -> tuple[int, ...]:
+        """The tokens that must follow the sequence's known ones; empty where there is a choice."""
+        self._settle()
+        self._catch_up(row, histories)
+        walk = self._walks[row]
+        return () if walk is None else walk.forced()
+
+    def _first_forced(self, row: int) -> int | None:
+        walk = self._walks[row]
+        run = walk.forced() if walk is not None else ()
+        return run[0] if run else None
+
+    def _catch_up(self, row: int, histories: Histories) -> None:
+        """Bring a walk to where its history stands: a token further, or replayed from the start."""
+        walk = self._walks[row]
+        if walk is None:
+            return
+        begin, end = int(histories.prompt_lengths[row]), int(histories.lengths[row])
+        said = end - begin
+        walk.rollback(max(0, self._read[row] - said))
+        fresh = histories.token_ids[row, begin + min(self._read[row], said) : end]
+        self._read[row] = said
+        try:
+            walk.accept(fresh.tolist())
+        except SequenceFailed:
+            self._walks[row] = None
+
+    def _masks(self, rows: tuple[int, ...]) -> Bitmask:
+        masks = np.zeros((len(rows), self._words), dtype=np.int32)
+        walks = [self._walks[row] for row in rows]
+        living = [row for row, walk in enumerate(walks) if walk is not None]
+        part = np.zeros((len(living), self._words), dtype=np.int32)
+        fill_masks([walk for walk in walks if walk is not None], part, self._executor)
+        masks[living] = part
+        return masks
+
+    def _settle(self) -> Bitmask:
+        """Wait for the thread, which alone may touch the walks while it runs."""
+        if self._prepared is None:
+            return np.zeros((0, self._words), dtype=np.int32)
+        _, future = self._prepared
+        self._prepared = None
+        return future.result()
