@@ -352,6 +352,20 @@ def test_penalty_counts_follow_the_history_token_by_token() -> None:
         known.lengths[0] += 1
 
 
+def test_counts_survive_the_arrival_of_more_sequences() -> None:
+    """Rows are made room for as they come; those that were there stay as they were."""
+    params = SamplingParams(temperature=0.0, frequency_penalty=2.0)
+    chooser, logits = sampler(20), torch.zeros(1, 20)
+    known = histories([[4, 0, 0, 1]] + [[4]] * 30, [1] * 31)
+    chooser.admit(0, params, 0)
+    assert chooser.sample(logits.clone(), np.array([0]), known).token_ids == [2]
+    for row in (30, 7, 29):
+        chooser.admit(row, params, 0)
+    assert chooser.sample(logits.clone(), np.array([0]), known).token_ids == [2]
+    later = chooser.sample(torch.zeros(4, 20), np.array([29, 0, 7, 30]), known)
+    assert later.token_ids == [0, 2, 0, 0]
+
+
 def test_candidates_are_the_likeliest_under_the_shaped_logits() -> None:
     chooser = sampler(100)
     logits = torch.randn(2, 100, generator=torch.Generator().manual_seed(9))
