@@ -29,7 +29,7 @@ def download(
             be reached and is not in the cache.
         BrokenCheckpoint: the repository has no safetensors files.
     """
-    place = f"{model}@{revision}" if revision else model
+    place = _place(model, revision)
     try:
         found = huggingface_hub.HfApi().model_info(model, revision=revision, files_metadata=True)
     except errors.GatedRepoError:
@@ -52,12 +52,11 @@ def download(
     }
     if not any(name.endswith(".safetensors") for name in files):
         raise BrokenCheckpoint(f"{place} has no safetensors files, the only weights octavo reads.")
-    return _fetch(place, model, found.sha, files, progress)
+    return _fetch(model, revision, files, progress)
 
 
-def _fetch(
-    place: str, model: str, commit: str | None, files: dict[str, int], progress: Progress
-) -> Path:
+def _fetch(model: str, revision: str | None, files: dict[str, int], progress: Progress) -> Path:
+    place = _place(model, revision)
     stage, total, done = f"downloading {place}", sum(files.values()), 0
     progress(stage, done, total)
     folder = Path()
@@ -69,7 +68,8 @@ def _fetch(
 
         bar = _reporting_bar(report)
         try:
-            path = huggingface_hub.hf_hub_download(model, name, revision=commit, tqdm_class=bar)
+            # By branch, not by commit: that is how the cache can be asked again without the hub.
+            path = huggingface_hub.hf_hub_download(model, name, revision=revision, tqdm_class=bar)
         except errors.GatedRepoError:
             raise ModelNotFound(
                 f"{place} is gated: ask for access on its page, then set HF_TOKEN."
@@ -95,6 +95,10 @@ def _from_cache(model: str, revision: str | None, *, why: str) -> Path:
             f"There is no folder {model} here, the hub cannot be reached ({why}), and the model is "
             f"not in the local cache."
         ) from None
+
+
+def _place(model: str, revision: str | None) -> str:
+    return f"{model}@{revision}" if revision else model
 
 
 def _first_line(error: Exception) -> str:
