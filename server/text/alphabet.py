@@ -22,7 +22,6 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class _Family(Enum):
     BYTE_LEVEL = auto()
     SENTENCEPIECE = auto()
-    WORDS = auto()  # no decoder at all: tokens are whole words
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,6 @@ class Alphabet:
         """
         steps = list(_decoder_steps(description.get("decoder")))
         kinds = {step.get("type") for step in steps}
-        if not kinds:
-            return cls(_Family.WORDS, leading_space=True)
         if "ByteLevel" in kinds:
             return cls(_Family.BYTE_LEVEL, leading_space=False)
         if kinds & {"ByteFallback", "Metaspace", "Replace"} and kinds <= _SENTENCEPIECE_STEPS:
@@ -53,9 +50,9 @@ class Alphabet:
                 leading_space=any(_strips_leading_space(step) for step in steps),
                 byte_tokens="ByteFallback" in kinds or bool(model.get("byte_fallback")),
             )
-        named = "+".join(sorted(map(str, kinds)))
+        named = f"a decoder of type {'+'.join(sorted(map(str, kinds)))}" if kinds else "no decoder"
         raise BrokenCheckpoint(
-            f"tokenizer.json has a decoder of type {named}, which octavo does not read; it reads "
+            f"tokenizer.json has {named}, which octavo does not read; it reads "
             f"byte-level BPE and sentencepiece (byte fallback) decoders."
         )
 
@@ -71,8 +68,6 @@ class Alphabet:
                 if self.byte_tokens and (byte := _BYTE.fullmatch(token)):
                     return bytes((int(byte[1], 16),))
                 return token.replace(_SPACE, " ").encode()
-            case _Family.WORDS:
-                return b" " + token.encode()
 
 
 _SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}

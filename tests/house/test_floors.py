@@ -85,6 +85,8 @@ def _engine_may(importer: str, here: str, target: str, other: str, there: str) -
 
 def _server_may(here: str, other: str, there: str) -> bool:
     words = ("params", "step", "errors", "config", "registry", "checkpoint")
+    if other == "version":
+        return True
     if other == "server":
         below = {
             **dict.fromkeys(SERVER_TOP, (*SERVER_TOP, *SERVER_HTTP, *SERVER_TEXT)),

@@ -152,8 +152,10 @@ def test_what_cannot_be_read_is_said_in_words(
 def test_a_decoder_of_another_family_is_refused_by_name() -> None:
     parsed = json.loads(byte_level()._description)
     parsed["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
-    with pytest.raises(BrokenCheckpoint, match="WordPiece"):
+    with pytest.raises(BrokenCheckpoint, match="a decoder of type WordPiece"):
         Tokenizer(json.dumps(parsed))
+    with pytest.raises(BrokenCheckpoint, match="no decoder"):
+        Tokenizer(json.dumps({**parsed, "decoder": None}))
 
 
 def test_the_bundled_tokenizer_frames_prompts_as_its_config_says() -> None:
