@@ -26,6 +26,7 @@ from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..step import TokenLogprobs
 from .logits import Histories, LogitsRule, Rows
+from .narrowing import column, heated, keep
 
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
@@ -225,9 +226,9 @@ class Sampler:
     ) -> Tensor:
         return self._ops.gumbel_argmax(
             logits,
-            _tensor(state["temperature"], logits),
-            _tensor(state["seed"], logits),
-            _tensor(positions, logits),
+            column(state["temperature"], logits),
+            column(state["seed"], logits),
+            column(positions, logits),
             token_ids,
         )
 
@@ -239,16 +240,15 @@ class Sampler:
         Only the likeliest columns are looked at, more of them for rows whose choice is wider; how
         many never changes what is left.
         """
-        probabilities = _heated(logits, state).softmax(-1)  # [rows, vocab]
+        probabilities = heated(logits, state).softmax(-1)  # [rows, vocab]
         chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         open_rows = np.arange(len(logits))
         width = min(_FIRST_CANDIDATES, logits.shape[1])
         while len(open_rows):
             at = _index(open_rows, logits)
             values, ids = self._ops.largest(logits[at], width)  # [rows, width]
-            kept, complete = _keep(
-                values, probabilities[at].gather(-1, ids), state[open_rows], logits.shape[1]
-            )
+            likely = probabilities[at].gather(-1, ids)
+            kept, complete = keep(likely, state[open_rows], self._vocab_size)
             drawn = self._gumbel_argmax(
                 values.masked_fill(~kept, float("-inf")),
                 state[open_rows],
@@ -259,48 +259,6 @@ class Sampler:
             open_rows = open_rows[~complete.numpy(force=True)]
             width = min(8 * width, logits.shape[1])
         return chosen
-
-
-def _keep(
-    values: Tensor, probabilities: Tensor, state: npt.NDArray[np.void], vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Which of the likeliest columns may be drawn.
-
-    Args:
-        values: float32 [rows, width], the largest logits, descending.
-        probabilities: float32 [rows, width], theirs at the row's temperature.
-        state: the parameters of the rows.
-        vocab_size: columns there are in all.
-
-    Returns:
-        bool [rows, width], and bool [rows]: whether the rest of the row may not be drawn.
-    """
-    width = values.shape[1]
-    top_k = _tensor(state["top_k"], values)[:, None]
-    top_p = _tensor(state["top_p"], values)[:, None]
-    min_p = _tensor(state["min_p"], values)[:, None]
-    column = torch.arange(width, device=values.device)
-    kept = (column < top_k) & (probabilities >= min_p * probabilities[:, :1])  # a prefix
-    # Top-p is a share of what the other two left: of all, where neither is on. The running sum is
-    # a left-to-right one, so that no later column and no other row enters it.
-    narrowed = (top_k < vocab_size) | (min_p > 0)
-    mass = probabilities.cumsum(-1)
-    last = (kept.sum(-1, keepdim=True) - 1).clamp_(min=0)
-    total = torch.where(narrowed, mass.gather(-1, last), 1.0)
-    # Whether what the other two leave is all in view.
-    ended = ~kept[:, -1:] | (top_k <= width)
-    before = mass - probabilities
-    within = (before < top_p * total) | (top_p >= 1.0)
-    within[:, 0] = True  # the likeliest token is always left
-    left = kept & within
-    complete = (ended | (~narrowed & ~within[:, -1:]))[:, 0]
-    return left, complete
-
-
-def _heated(logits: Tensor, state: npt.NDArray[np.void]) -> Tensor:
-    """Logits over temperature, largest 0: a small temperature gives minus infinity, never NaN."""
-    temperature = _tensor(state["temperature"], logits)[:, None]
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
 def _errors(values: Tensor) -> dict[int, str]:
@@ -315,8 +273,3 @@ def _errors(values: Tensor) -> dict[int, str]:
 
 def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:
     return torch.from_numpy(at).to(like.device)
-
-
-def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    """A column of the structured rows as a tensor beside `like`."""
-    return torch.from_numpy(values.copy()).to(like.device)
