@@ -98,8 +98,15 @@ def chat(words: Sequence[str], settings: Settings) -> None:
         if line == "/clear":
             messages = list(beginning)
         elif line:
-            messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": _answer(client, options, messages)})
+            asked = [*messages, {"role": "user", "content": line}]
+            try:
+                answer = _answer(client, options, asked)
+            except ServerRefused as error:
+                if not interactive:
+                    raise
+                sys.stderr.write(f"{error}\n")  # the conversation so far is kept
+            else:
+                messages = [*asked, {"role": "assistant", "content": answer}]
 
 
 def _answer(client: Client, options: argparse.Namespace, messages: list[dict[str, str]]) -> str:

@@ -33,11 +33,9 @@ def configure(log_format: str = "text", level: str = "info", stream: TextIO | No
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)  # other libraries: only what matters
-    for name in ("octavo", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())
-    # One line a request is ours to write.
-    logging.getLogger("uvicorn.access").disabled = True
+    root.setLevel(logging.WARNING)  # of other libraries only what matters
+    logging.getLogger("octavo").setLevel(level.upper())
+    logging.getLogger("uvicorn.access").disabled = True  # the line of a request is ours to write
 
 
 def log_finished(record: FinishedRequest) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,61 +165,60 @@ class Tokenizer:
 
 
 class _ControlTokens:
-    """Finding a vocabulary's special tokens in a text."""
+    """Finding a vocabulary's special tokens in a text, in time that does not grow with their
+    number."""
 
     def __init__(self, tokens: Mapping[str, tokenizers.AddedToken]) -> None:
-        names = sorted(tokens, key=len, reverse=True)  # of two that match, the longer one
-        self._names = names
-        self._any = _alternatives(re.escape(name) for name in names)
-        # A token may swallow the white space beside it.
-        self._with_space = _alternatives(
-            (r"\s*" if tokens[name].lstrip else "")
-            + f"(?P<t{number}>{re.escape(name)})"
-            + (r"\s*" if tokens[name].rstrip else "")
-            for number, name in enumerate(names)
-        )
-        # Proper prefixes at a text's end and proper suffixes at its start could become one
-        # when the text is put beside another one.
-        self._open_end = _alternatives(_nested_prefix(name) + r"\Z" for name in names)
-        self._open_start = _alternatives(r"\A" + _nested_suffix(name) for name in names)
+        self._tokens = tokens
+        self._any = re.compile(_any_of(tokens) if tokens else "(?!)")
+        # What a text may end or begin with that becomes a token when put beside another text.
+        self._beginnings = {name[:k] for name in tokens for k in range(1, len(name))}
+        self._endings = {name[k:] for name in tokens for k in range(1, len(name))}
+        self._longest = max(map(len, tokens), default=0)
 
     def occur_in(self, text: str) -> bool:
         return self._any.search(text) is not None
 
     def break_up(self, text: str, mark: str) -> str:
-        text = self._any.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
-        if self._open_end.search(text):
-            text += mark
-        if self._open_start.search(text):
-            text = mark + text
-        return text
+        sizes = range(1, self._longest)
+        open_start = any(text[:size] in self._endings for size in sizes)
+        open_end = any(text[-size:] in self._beginnings for size in sizes)
+        broken = self._any.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
+        return (mark if open_start else "") + broken + (mark if open_end else "")
 
-    def split(self, text: str) -> Iterable[tuple[str, bool]]:
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """(piece, whether it is a control token), in order, without empty pieces."""
         end = 0
-        for found in self._with_space.finditer(text):
-            if found.start() > end:
-                yield text[end : found.start()], False
-            assert found.lastgroup is not None
-            yield found[found.lastgroup], True
+        for found in self._any.finditer(text):
+            token = self._tokens[found[0]]
+            before = text[end : found.start()]
+            if token.lstrip:  # it swallows the white space beside it
+                before = before.rstrip()
+            if before:
+                yield before, False
+            yield found[0], True
             end = found.end()
+            if token.rstrip and (space := _WHITE_SPACE.match(text, end)):
+                end = space.end()
         if end < len(text):
             yield text[end:], False
 
 
-def _alternatives(patterns: Iterable[str]) -> re.Pattern[str]:
-    joined = "|".join(patterns)
-    return re.compile(joined or r"(?!)")  # none: matches nothing
+_WHITE_SPACE = re.compile(r"\s*")
 
 
-def _nested_prefix(name: str) -> str:
-    """Matches each proper, non-empty prefix of `name`."""
-    return "(?:" + "|".join(re.escape(name[:k]) for k in range(len(name) - 1, 0, -1)) + "|(?!))"
-
-
-def _nested_suffix(name: str) -> str:
-    """Matches each proper, non-empty suffix of `name`."""
-    return "(?:" + "|".join(re.escape(name[k:]) for k in range(1, len(name))) + "|(?!))"
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern for the longest of `names` that matches: their trie, written as a pattern."""
+    followers: dict[str, list[str]] = {}
+    for name in names:
+        followers.setdefault(name[:1], []).append(name[1:])
+    ends_here = followers.pop("", None) is not None
+    branches = [re.escape(first) + _any_of(rest) for first, rest in sorted(followers.items())]
+    if not branches:
+        return ""
+    if len(branches) == 1 and not ends_here:
+        return branches[0]
+    return f"(?:{'|'.join(branches)}){'?' if ends_here else ''}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

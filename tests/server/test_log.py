@@ -23,12 +23,11 @@ from octavo.server.observe.throughput import Throughput
 def logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("octavo", "uvicorn")}
+    ours = logging.getLogger("octavo").level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
+    logging.getLogger("octavo").setLevel(ours)
     logging.getLogger("uvicorn.access").disabled = False
 
 
@@ -120,7 +119,7 @@ def test_levels() -> None:
     def write() -> None:
         logging.getLogger("octavo.x").info("quiet")
         logging.getLogger("octavo.x").warning("heard")
-        logging.getLogger("somebody.else").info("never")
+        logging.getLogger("uvicorn.error").info("never")
         logging.getLogger("uvicorn.access").error("never")
 
     (line,) = lines("text", write, level="warning")

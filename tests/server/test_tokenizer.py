@@ -162,3 +162,24 @@ def test_the_bundled_tokenizer_frames_prompts_as_its_config_says() -> None:
     tokenizer = Tokenizer.from_folder(TARGET)
     assert tokenizer.encode("Once")[0] == tokenizer.bos_token_id
     assert tokenizer.decode(tokenizer.encode("Once upon a time")) == "Once upon a time"
+
+
+@given(
+    names=st.sets(st.text("<|a>", min_size=1, max_size=4), min_size=1, max_size=6),
+    text=st.text("<|a> ", max_size=20),
+)
+def test_control_tokens_are_found_as_the_library_finds_them(names: set[str], text: str) -> None:
+    library = tokenizers.Tokenizer.from_str(byte_level()._description)
+    library.add_special_tokens(sorted(names))
+    tokenizer = Tokenizer(library.to_str())
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_marked(text, mark="\ufdd0") == expected
+
+
+def test_many_control_tokens_cost_no_more_than_few() -> None:
+    """A reserved token is no rarity; a text that nearly names them all the time is an attack."""
+    library = tokenizers.Tokenizer.from_str(byte_level()._description)
+    library.add_special_tokens([f"<|reserved_special_token_{i}|>" for i in range(1000)])
+    tokenizer = Tokenizer(library.to_str())
+    text = "<|reserved_special_token_9" * 50_000
+    assert tokenizer.marked(text, mark="\ufdd0") == text + "\ufdd0"
