@@ -11,6 +11,8 @@
     │   └── ContextLengthExceeded   prompt + max_tokens is longer than the context
     └── EngineError                 ours to mend
         ├── EngineDead              the engine process is gone or not yet there
+        ├── Draining                the daemon is being shut down and takes nothing new
+        ├── Overloaded              too many requests wait already
         └── SequenceFailed          one sequence could not be computed; the others go on
 
 A message is one sentence that names the setting, the value, the limit and the way out.
@@ -66,6 +68,14 @@ class EngineError(OctavoError):
 
 class EngineDead(EngineError):
     """The engine process has ended, or has not come up yet."""
+
+
+class Draining(EngineError):
+    """The daemon is being shut down and takes nothing new."""
+
+
+class Overloaded(EngineError):
+    """Too many requests wait already."""
 
 
 class SequenceFailed(EngineError):

@@ -1,0 +1,305 @@
+"""The application: endpoints put together (`create_app`), and the daemon around it (`serve`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from msgspec import Struct
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from octavo.engine.errors import OctavoError
+from octavo.version import __version__
+
+from .admin import Admin
+from .generation import Generation
+from .listener import url_of
+from .middleware import KeyGuard, Reception
+from .models import ModelPool, ServedModel
+from .observe.metrics import Metrics
+from .observe.throughput import Throughput
+from .openai import schema
+from .openai.chat import Chat
+from .openai.completions import Completions
+from .openai.desk import Desk
+from .openai.errors import on_http_exception, on_octavo_error
+from .openai.models import Models
+from .settings import Settings
+from .terminal import StartupProgress, banner
+
+if TYPE_CHECKING:
+    from octavo.engine.async_engine import AsyncEngine
+
+log = logging.getLogger(__name__)
+_KEEP_ALIVE_SECONDS = 75
+_LAST_BYTES_SECONDS = 5  # for answers that are complete but not yet sent
+
+
+def create_app(
+    engine: AsyncEngine,
+    models: ModelPool,
+    settings: Settings,
+    *,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """The ASGI application over an engine that the caller starts and stops.
+
+    It may be served before the engine is ready: /health says so, generation answers 503. When it
+    is, tell `models.ready`. `app.state.generation` is where a caller asks for a drain.
+    """
+    default = next(iter(models))
+    metrics = metrics or Metrics(
+        model_name=default.name, longest_context=default.config.context_length
+    )
+    engine.on_step(metrics.on_step)
+    engine.on_step(Throughput(metrics).on_step)
+    generation = Generation(engine, metrics, max_waiting=settings.max_waiting)
+    desk = Desk(
+        settings=settings,
+        engine=engine,
+        models=models,
+        generation=generation,
+        fingerprint=_fingerprint(settings, default),
+    )
+    app = FastAPI(
+        title="octavo",
+        version=__version__,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        root_path=settings.root_path or "",
+        exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
+    )
+    app.state.generation = generation
+    _add_routes(app, desk, metrics)
+    # The last one added is the outermost.
+    if settings.api_key:
+        app.add_middleware(KeyGuard, keys=settings.api_key, root_path=settings.root_path or "")
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.allowed_origins,
+        allow_methods=("*",),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "openai-processing-ms", "retry-after"),
+    )
+    app.add_middleware(Reception, metrics=metrics, log_requests=settings.log_requests)
+    return app
+
+
+def serve(
+    settings: Settings,
+    *,
+    folder: Path,
+    engine: AsyncEngine,
+    listener: socket.socket,
+    progress: StartupProgress,
+) -> None:
+    """Run the daemon until a signal ends it. `engine` is launched, `listener` listens already.
+
+    The first SIGTERM or SIGINT drains: not ready at once, newcomers are refused, what runs may
+    finish within the drain timeout. The second one ends the process at once.
+
+    Raises:
+        ConfigError, EngineDead: the engine could not be started.
+    """
+    import uvloop
+
+    began = time.monotonic()
+    model = ServedModel.load(folder, settings)
+    daemon = _Daemon(settings, model, engine, listener, progress, began)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(daemon.run())
+
+
+class _Daemon:
+    """The order in which things begin and end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ServedModel,
+        engine: AsyncEngine,
+        listener: socket.socket,
+        progress: StartupProgress,
+        began: float,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._listener = listener
+        self._progress = progress
+        self._began = began
+        self._models = ModelPool((model,))
+        self._metrics = Metrics(model_name=model.name, longest_context=model.config.context_length)
+        app = create_app(engine, self._models, settings, metrics=self._metrics)
+        self._generation: Generation = app.state.generation
+        self._folder = model.folder
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+            )
+        )
+
+    async def run(self) -> None:
+        told_to_stop = _signalled()
+        http = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        starting = asyncio.create_task(self._start_engine())
+        stopping = asyncio.create_task(told_to_stop.wait())
+        try:
+            await asyncio.wait((starting, stopping, http), return_when="FIRST_COMPLETED")
+            if starting.done():
+                await starting
+                await asyncio.wait((stopping, http), return_when="FIRST_COMPLETED")
+                await self._drain()
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+            # Streams that outlived the drain end with an error event, not in mid-air.
+            await self._engine.stop()
+            self._server.should_exit = True
+            await http
+
+    async def _start_engine(self) -> None:
+        await self._engine.start(self._progress)
+        capacity = self._engine.capacity
+        self._models.ready(capacity.max_model_len)
+        self._metrics.on_ready(self._settings.engine_config(self._folder), capacity)
+        self._progress.close()
+        seconds = time.monotonic() - self._began
+        model = next(iter(self._models))
+        sys.stdout.write(banner(model, capacity, url_of(self._listener), seconds) + "\n")
+        sys.stdout.flush()
+
+    async def _drain(self) -> None:
+        self._generation.draining = True
+        log.info("shutting down: %d requests may finish", self._generation.live)
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout):
+                await self._generation.idle()
+        except TimeoutError:
+            log.warning("%d requests did not finish in time", self._generation.live)
+
+
+class _Server(uvicorn.Server):
+    """Signals are the daemon's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _signalled() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; from then on they have their default effect."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        event.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    return event
+
+
+def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
+    admin, models = Admin(desk, metrics), Models(desk)
+    definitions: dict[str, Any] = {}
+
+    def add(
+        path: str,
+        endpoint: Any,
+        *methods: str,
+        takes: type[Struct] | None = None,
+        gives: type[Struct] | None = None,
+        streams: bool = False,
+    ) -> None:
+        described = _described(definitions, takes, gives, streams=streams)
+        app.add_api_route(
+            path, endpoint, methods=list(methods), response_model=None, openapi_extra=described
+        )
+
+    add("/v1/completions", Completions(desk).create, "POST",
+        takes=schema.CompletionRequest, gives=schema.Completion, streams=True)  # fmt: skip
+    add("/v1/chat/completions", Chat(desk).create, "POST",
+        takes=schema.ChatRequest, gives=schema.ChatCompletion, streams=True)  # fmt: skip
+    add("/v1/models", models.list_all, "GET", gives=schema.ModelList)
+    add("/v1/models/{model:path}", models.show, "GET", gives=schema.ModelEntry)
+    add("/tokenize", models.tokenize, "POST", takes=schema.TokenizeRequest, gives=schema.Tokenized)
+    add("/detokenize", models.detokenize, "POST",
+        takes=schema.DetokenizeRequest, gives=schema.Detokenized)  # fmt: skip
+    add("/tokenizer_info", models.tokenizer_info, "GET")
+    for path in ("/health", "/readyz"):
+        add(path, admin.ready, "GET", "HEAD")
+    add("/livez", admin.live, "GET", "HEAD")
+    add("/ping", admin.live, "GET", "POST")
+    add("/version", admin.version, "GET")
+    add("/load", admin.load, "GET")
+    add("/metrics", admin.metrics, "GET")
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _described(
+    definitions: dict[str, Any],
+    takes: type[Struct] | None,
+    gives: type[Struct] | None,
+    *,
+    streams: bool,
+) -> dict[str, Any]:
+    """What /openapi.json says of a route beyond its path; the schemas go to `definitions`."""
+    kinds = [kind for kind in (takes, gives, schema.Error) if kind is not None]
+    references, needed = schema.components(*kinds)
+    definitions.update(needed)
+    found = dict(zip(kinds, references, strict=True))
+    described: dict[str, Any] = {
+        "responses": {"default": _content(found[schema.Error], "An error")}
+    }
+    if takes is not None:
+        described["requestBody"] = {"required": True, **_content(found[takes])}
+    if gives is not None:
+        described["responses"]["200"] = _content(found[gives], "The answer")
+        if streams:
+            events = {"schema": {"type": "string"}}
+            described["responses"]["200"]["content"]["text/event-stream"] = events
+    return described
+
+
+def _content(reference: dict[str, Any], description: str | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {"content": {"application/json": {"schema": reference}}}
+    return content if description is None else {"description": description, **content}
+
+
+def _fingerprint(settings: Settings, model: ServedModel) -> str:
+    configuration = (__version__, model.name, settings.engine_config(model.folder))
+    return f"fp_{zlib.crc32(repr(configuration).encode()):08x}"

@@ -1,0 +1,228 @@
+"""`Generation`: prompts in, text out as it is made; stopping nobody's business but its own.
+
+Token ids of the engine become text here: detokenized, searched for stop strings, with the
+log-probabilities of each token held back until its text may be shown. A choice whose stop string
+was found is ended in the engine at once. Closing or cancelling a stream aborts all it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo.engine.errors import Draining, InvalidParameter, Overloaded
+from octavo.engine.params import SEED_BITS, FinishReason, Request, SamplingParams
+from octavo.engine.step import Delta, TokenLogprobs
+
+from .observe.tally import Tally
+from .text.choice import ChoiceText, ScoredToken
+
+if TYPE_CHECKING:
+    from octavo.engine.async_engine import AsyncEngine
+
+    from .models import ServedModel
+    from .observe.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """What one choice gained. The last one of a choice has a finish reason."""
+
+    index: int  # prompt's place * n + choice
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    scores: tuple[ScoredToken, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first delta of a prompt, where asked
+    cached_tokens: int = 0  # of the prompt, on its first delta
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or token id that ended it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one HTTP request wants generated."""
+
+    id: str
+    model: ServedModel
+    prompts: Sequence[Sequence[int]]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+    @property
+    def choices(self) -> int:
+        """Choices of all prompts."""
+        return len(self.prompts) * self.params.n
+
+
+class Generation:
+    """All generation of a daemon: admits, runs and counts jobs."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, max_waiting: int) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._numbers = itertools.count()
+        self._waiting = 0
+        self.live = 0  # prompts under way
+        self.draining = False
+        self._emptied = asyncio.Event()
+
+    async def stream(self, job: Job, tally: Tally) -> AsyncGenerator[TextDelta, None]:
+        """Deltas of all choices of all prompts, in the order they are made.
+
+        Raises:
+            Draining, Overloaded: it may not begin.
+            EngineDead, SequenceFailed: it could not be finished.
+        """
+        self._admit(len(job.prompts))
+        tally.begin(job.params, prompt_tokens=sum(map(len, job.prompts)), prompts=len(job.prompts))
+        streams = [self._one(job, place, prompt, tally) for place, prompt in enumerate(job.prompts)]
+        async with aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def idle(self) -> None:
+        """Returns when nothing is under way."""
+        while self.live:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def _admit(self, prompts: int) -> None:
+        if self.draining:
+            raise Draining("The daemon is being shut down; ask another one.")
+        if prompts > self._max_waiting:
+            raise InvalidParameter(
+                f"prompt: at most {self._max_waiting} prompts at a time.", param="prompt"
+            )
+        if self._waiting + prompts > self._max_waiting:
+            raise Overloaded(
+                f"{self._waiting} requests wait already, of {self._max_waiting} that may; "
+                f"try again in a moment."
+            )
+
+    async def _one(
+        self, job: Job, place: int, prompt: Sequence[int], tally: Tally
+    ) -> AsyncGenerator[TextDelta, None]:
+        params, first_index = job.params, place * job.params.n
+        request = Request(
+            # Ids of clients may repeat; this one must not.
+            id=f"{job.id}/{next(self._numbers)}",
+            prompt_token_ids=tuple(prompt),
+            sampling=params,
+            seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
+            arrival=tally.arrival,
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+        )
+        choices = [ChoiceText(job.model.tokenizer, params) for _ in range(params.n)]
+        ended: set[int] = set()
+        waiting = True
+        self.live += 1
+        self._waiting += 1
+        try:
+            async with aclosing(self._deltas(request)) as deltas:
+                async for delta in deltas:
+                    choice = choices[delta.index]
+                    if delta.index in ended:
+                        continue  # the engine had computed it before it heard of the end
+                    if waiting:
+                        waiting = False
+                        self._waiting -= 1
+                        self._first_token(tally, len(prompt), delta)
+                    text, scores, tokens = choice.take(delta)
+                    self._count(tally, first_index + delta.index, tokens)
+                    if choice.finished:
+                        ended.add(delta.index)
+                        if not delta.last:
+                            self._engine.finish_choice(request.id, delta.index)
+                        tally.finish(first_index + delta.index, choice.finish_reason, delta.timing)
+                    yield TextDelta(
+                        index=first_index + delta.index,
+                        text=text,
+                        token_ids=delta.token_ids[:tokens],
+                        scores=scores,
+                        prompt_logprobs=delta.prompt_logprobs,
+                        cached_tokens=delta.cached_tokens or 0 if delta.index == 0 else 0,
+                        finish_reason=choice.finish_reason,
+                        stop_reason=choice.stop_reason,
+                    )
+        finally:
+            self._waiting -= waiting
+            self.live -= 1
+            if not self.live:
+                self._emptied.set()
+
+    async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """The engine's deltas; where the prompt is scored, choice 0, which brings the scores,
+        comes first."""
+        async with aclosing(_closing(self._engine.generate(request))) as deltas:
+            held: list[Delta] | None = None if request.sampling.prompt_logprobs is None else []
+            async for delta in deltas:
+                if held is None:
+                    yield delta
+                elif delta.index != 0:
+                    held.append(delta)
+                else:
+                    yield delta
+                    for other in held:
+                        yield other
+                    held = None
+
+    def _first_token(self, tally: Tally, prompt_tokens: int, delta: Delta) -> None:
+        cached = delta.cached_tokens or 0
+        seconds = time.monotonic() - tally.arrival
+        tally.first_token(seconds, cached)
+        self._metrics.on_first_token(
+            seconds=seconds, prompt_tokens=prompt_tokens, cached_tokens=cached
+        )
+
+    def _count(self, tally: Tally, index: int, tokens: int) -> None:
+        if tokens:
+            self._metrics.on_tokens(tokens, gap_seconds=tally.tokens(index, tokens))
+
+
+async def _closing(deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
+    """The engine's iterator as a generator that can be closed."""
+    try:
+        async for delta in deltas:
+            yield delta
+    finally:
+        close = getattr(deltas, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _merged(
+    streams: Sequence[AsyncGenerator[TextDelta, None]],
+) -> AsyncGenerator[TextDelta, None]:
+    """All streams at once, each item as it comes; the first failure ends them all."""
+    arrived: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[TextDelta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    arrived.put_nowait(item)
+        except Exception as error:  # to be raised where the stream is read
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        for _ in pumps:
+            while (item := await arrived.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

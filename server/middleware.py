@@ -1,0 +1,138 @@
+"""What every HTTP answer has in common: an id, its time, a log line, and the API key before it.
+
+Plain ASGI: nothing here buffers a stream or hides that a client has left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+
+from .observe.log import current_request_id, log_finished
+from .observe.tally import Tally
+from .openai.errors import InvalidKey, error_answer, row_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .observe.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# Who asks these needs no key, and no line is logged; everything that is not listed needs one.
+PROBES = frozenset(("/health", "/livez", "/readyz", "/ping", "/version", "/metrics", "/load"))
+_CLIENT_LEFT = 499  # a status for log and metrics only
+_PRINTABLE_ID = re.compile(r"[\x21-\x7e]+")
+_LONGEST_ID = 128
+
+
+class Reception:
+    """The outermost layer: opens a tally for each request, and closes it with log and metrics.
+
+    Also the last resort: an exception that nobody expected becomes a 500 without details.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_requests: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log_requests = log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        tally = Tally(id=_request_id(Headers(scope=scope)))
+        scope.setdefault("state", {})["tally"] = tally
+        current_request_id.set(tally.id)
+        status = _CLIENT_LEFT
+        begun = ended = False
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status, begun, ended
+            if message["type"] == "http.response.start":
+                begun, status = True, message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = tally.id
+                elapsed = 1000 * (time.monotonic() - tally.arrival)
+                headers["openai-processing-ms"] = str(round(elapsed))
+            elif not message.get("more_body", False):
+                ended = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            status = _CLIENT_LEFT
+        except Exception as error:
+            log.exception("a bug of the server")
+            if begun:
+                tally.fail(error, row_of(error).status)
+            else:
+                scope["state"]["error"] = error
+                await error_answer(error)(scope, receive, send_marked)
+        finally:
+            self._close(scope, tally, tally.status or (status if ended else _CLIENT_LEFT))
+
+    def _close(self, scope: Scope, tally: Tally, status: int) -> None:
+        if tally.error is None and (error := scope["state"].get("error")) is not None:
+            tally.error = str(error) or type(error).__name__
+        route = getattr(scope.get("route"), "path", "none")
+        record = tally.record(route=route, status=status)
+        self._metrics.on_http(
+            handler=route, method=scope["method"], status=status, seconds=record.total_seconds
+        )
+        if tally.generating:
+            self._metrics.on_finished(record)
+        elif status >= 400 and scope["method"] == "POST":
+            self._metrics.on_rejected(_rejection(status))
+        if self._log_requests and route not in PROBES:
+            log_finished(record)
+
+
+class KeyGuard:
+    """Lets nobody in without one of the keys, except to the probes."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], root_path: str) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        error = InvalidKey("This server needs an API key: Authorization: Bearer KEY.")
+        scope["state"]["error"] = error
+        await error_answer(error)(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if scope["path"].removeprefix(self._root_path) in PROBES:
+            return True
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = _digest(key.strip())
+        # Every key is compared, in a time that tells nothing of how much of it was right.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id where it is usable, else a new one."""
+    given = headers.get("x-request-id", "")[:_LONGEST_ID]
+    return given if _PRINTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _rejection(status: int) -> str:
+    return {429: "overloaded", 503: "not_ready"}.get(status, "invalid")

@@ -1,0 +1,144 @@
+"""`Desk`: what every endpoint needs, and what both generation endpoints do alike."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+
+from octavo.engine.errors import EngineDead
+from octavo.engine.params import FinishReason
+from octavo.engine.step import TokenLogprobs
+
+from ..generation import Generation, Job, TextDelta
+from ..observe.tally import Tally
+from ..text.choice import ScoredToken
+from .body import read_json, to_schema
+from .schema import (
+    CompletionTokensDetails,
+    GenerationRequest,
+    PromptTokensDetails,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from octavo.engine.async_engine import AsyncEngine
+
+    from ..models import ModelPool
+    from ..settings import Settings
+
+Schema = TypeVar("Schema", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Shared by all endpoints of one application."""
+
+    settings: Settings
+    engine: AsyncEngine
+    models: ModelPool
+    generation: Generation
+    fingerprint: str  # the same for the same configuration
+
+    async def read(self, request: Request, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
+        """The body, checked, and as it came. Raises RequestError."""
+        settings = self.settings
+        raw = await read_json(request, limit=settings.max_body_size, seconds=settings.body_timeout)
+        return to_schema(raw, schema), raw
+
+    def require_accepting(self) -> None:
+        """Raises EngineDead: a request can be neither served nor wait for a restart; and why."""
+        if not self.engine.status.accepting:
+            raise self._not_ready()
+
+    def require_ready(self) -> None:
+        """Raises EngineDead: nothing can be generated right now, and why."""
+        if not self.engine.status.ready:
+            raise self._not_ready()
+
+    def _not_ready(self) -> EngineDead:
+        status = self.engine.status
+        detail = f": {status.detail}" if status.detail else ""
+        return EngineDead(f"The engine is {status.stage}{detail.rstrip('.')}.")
+
+
+def tally_of(request: Request) -> Tally:
+    """The tally that the middleware opened for this request."""
+    tally: Tally = request.scope["state"]["tally"]
+    return tally
+
+
+def answer(content: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
+
+
+def answer_id(kind: str, request: GenerationRequest, tally: Tally) -> str:
+    """ "cmpl-..." with the client's own id in it where it gave one."""
+    return f"{kind}-{request.request_id or tally.id or secrets.token_hex(12)}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+@dataclass(slots=True)
+class Spent:
+    """Tokens used by one request so far."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count(self, delta: TextDelta) -> None:
+        self.cached_tokens += delta.cached_tokens
+        self.completion_tokens += len(delta.token_ids)
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(),
+        )
+
+
+@dataclass(slots=True)
+class Gathered:
+    """One choice, as far as its deltas have come."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    scores: list[ScoredToken] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        total = sum(token.logprobs.logprob for token in self.scores)
+        return total / max(1, len(self.scores))
+
+
+async def gather(job: Job, deltas: AsyncIterable[TextDelta], spent: Spent) -> list[Gathered]:
+    """All choices of all prompts, complete: the joined deltas, so that they equal a stream's."""
+    choices = [Gathered() for _ in range(job.choices)]
+    texts: list[list[str]] = [[] for _ in choices]
+    async for delta in deltas:
+        spent.count(delta)
+        choice = choices[delta.index]
+        texts[delta.index].append(delta.text)
+        choice.token_ids += delta.token_ids
+        choice.scores += delta.scores
+        choice.prompt_logprobs += delta.prompt_logprobs
+        choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+    for choice, pieces in zip(choices, texts, strict=True):
+        choice.text = "".join(pieces)
+    return choices
