@@ -1,15 +1,17 @@
 """From a checkpoint folder to a model: each tensor is copied straight to where it is computed with.
 
-Files are mapped, not read, and each tensor is cast and copied on its own into memory that is
-already the layer's (a part of a merged one where layers are merged): the peak is the weights and
-one tensor. Nothing but safetensors is read.
+Each tensor is mapped, cast and copied on its own into memory that is already the layer's (a part of
+a merged one where layers are merged): the peak is the weights and one tensor. Nothing but
+safetensors is read.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -93,24 +95,16 @@ def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, i
     done, total = 0, sum(file.stat().st_size for file in files)
     progress(STAGE, 0, total)
     for file in files:
-        try:
-            with safe_open(file, framework="pt", device="cpu") as shard:
-                for stored_name in shard.keys():  # noqa: SIM118 - not a mapping
-                    name = _renamed(stored_name, model)
-                    if name.endswith(ignored):
-                        continue
-                    if name not in targets:
-                        extra.append(stored_name)
-                        continue
-                    stored = shard.get_tensor(stored_name)
-                    _copy(stored, targets[name], name=stored_name, file=file)
-                    missing.discard(name)
-                    done += stored.nbytes
-                    progress(STAGE, done, total)
-        except (SafetensorError, OSError) as error:
-            raise BrokenCheckpoint(
-                f"{file} is cut short or damaged ({error}); download it again."
-            ) from None
+        for stored_name in _names(file):
+            name = _renamed(stored_name, model)
+            if name.endswith(ignored):
+                continue
+            if name not in targets:
+                extra.append(stored_name)
+                continue
+            done += _copy(file, stored_name, targets[name])
+            missing.discard(name)
+            progress(STAGE, done, total)
     if missing:
         raise BrokenCheckpoint(f"{files[0].parent} lacks {_some(missing)}.")
     if extra:
@@ -121,18 +115,42 @@ def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, i
     progress(STAGE, total, total)
 
 
-def _copy(stored: Tensor, target: Tensor, *, name: str, file: Path) -> None:
-    if stored.shape != target.shape:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, mapped; its header is checked against its length."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
         raise BrokenCheckpoint(
-            f"{file} holds {name} as {list(stored.shape)}, but config.json makes it "
-            f"{list(target.shape)}."
-        )
-    if stored.dtype not in _STORED:
-        raise BrokenCheckpoint(
-            f"{file} holds {name} as {str(stored.dtype).removeprefix('torch.')}, which is no "
-            f"plain floating-point format."
-        )
-    target.copy_(stored)
+            f"{file} is cut short or damaged ({error}); download it again."
+        ) from None
+
+
+def _names(file: Path) -> list[str]:
+    with _opened(file) as shard:
+        return list(shard.keys())
+
+
+def _copy(file: Path, name: str, target: Tensor) -> int:
+    """Copy one tensor of a file to `target`; returns how many bytes it has in the file.
+
+    The file is opened for each tensor, so that what was mapped for the one before is let go.
+    """
+    with _opened(file) as shard:
+        stored: Tensor = shard.get_tensor(name)
+        if stored.shape != target.shape:
+            raise BrokenCheckpoint(
+                f"{file} holds {name} as {list(stored.shape)}, but config.json makes it "
+                f"{list(target.shape)}."
+            )
+        if stored.dtype not in _STORED:
+            raise BrokenCheckpoint(
+                f"{file} holds {name} as {str(stored.dtype).removeprefix('torch.')}, which is no "
+                f"plain floating-point format."
+            )
+        target.copy_(stored)
+        return stored.nbytes
 
 
 def _renamed(name: str, model: Model) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
-_CROWD_CELLS = 1 << 13  # cells gathered at once for a crowd, unless one slice alone has more
+_CROWD_CELLS = 1 << 12  # cells gathered at once for a crowd, unless one slice alone has more
 _TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees are left out
 _TILE_SCORES = 1 << 22  # in one tile, of one head (the kernel works on parts of a head itself)
 
