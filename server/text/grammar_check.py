@@ -8,6 +8,7 @@ one that does not compile, and the next trial starts a new helper.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +19,7 @@ from octavo.engine.errors import InvalidParameter
 from octavo.engine.params import GrammarKind, GrammarSpec
 
 _MAX_TEXT = 2 << 20  # characters of a grammar
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _REMEMBERED_TEXT = 16 << 20  # characters of all remembered grammars
 
 
@@ -77,6 +79,8 @@ class GrammarCheck:
                 f"{path} has {len(spec.text)} characters, but at most {_MAX_TEXT} are accepted.",
                 param=path,
             )
+        if _LONE_SURROGATE.search(spec.text):
+            raise InvalidParameter(f"{path} has half a surrogate pair in it.", param=path)
         verdict = self._verdicts.get((spec, path)) or await self._try(Trial(spec, path))
         if verdict.error is not None:
             raise InvalidParameter(

@@ -233,7 +233,7 @@ class _Reading:
         return value
 
     def _format(self, value: object, path: str, depth: int) -> object:
-        if value not in _FORMATS:
+        if not isinstance(value, str) or value not in _FORMATS:
             raise _refused(path, f"must be one of {', '.join(sorted(_FORMATS))}")
         return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 
 from .tokenizer import Tokenizer
@@ -10,27 +10,29 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A mark in a model's output: one control token, or else a piece of plain text.
+    """A mark in a model's output: a token of its own, or a piece of text. "" marks nothing.
 
-    A control token is seen by its id, because its text is not shown; `token_id` is None for text.
-    An empty text marks nothing and is never found.
+    A `hidden` one is a control token, whose text is not shown: it is seen by its id. Other tokens
+    of their own (Qwen's `<tool_call>`) are seen as text, but a grammar knows them by their ids.
     """
 
     text: str
     token_id: int | None = None
+    hidden: bool = False
 
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer) -> Marker:
         token_id = tokenizer.token_id(text) if text else None
-        return cls(text, token_id if token_id in tokenizer.special_ids else None)
+        return cls(text, token_id, token_id in tokenizer.special_ids)
 
     def is_token(self, token_id: int) -> bool:
-        return self.token_id is not None and token_id == self.token_id
+        """Whether a token is this marker, hidden."""
+        return self.hidden and token_id == self.token_id
 
     def split(self, text: str) -> tuple[str, bool, str]:
         """Text in front, whether the marker was found, and the rest: what follows it, or what
         may still become it."""
-        if self.token_id is not None or not self.text:
+        if self.hidden or not self.text:
             return text, False, ""
         place = text.find(self.text)
         if place >= 0:
@@ -38,11 +40,12 @@ class Marker:
         keep = unfinished(text, self.text)
         return text[: len(text) - keep], False, text[len(text) - keep :]
 
-    def spelled(self, quote: Callable[[str], str]) -> str:
-        """As it stands in a grammar of kind LARK."""
+    @property
+    def rule(self) -> str:
+        """As it is written in a grammar of kind LARK."""
         if self.token_id is not None:
             return f"<[{self.token_id}]>"
-        return quote(self.text) if self.text else ""
+        return json.dumps(self.text) if self.text else ""
 
 
 def unfinished(text: str, marker: str) -> int:

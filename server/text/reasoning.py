@@ -75,7 +75,7 @@ class ReasoningSplit:
             marker = tags.opening if self._where is _Where.BEFORE else tags.closing
             if marker.is_token(token_id):
                 held, self._held = self._held, ""
-                return [*self._say(held), *self._pass(text)]
+                return [*self._say(held + text.removesuffix(marker.text)), *self._pass()]
         self._held += text
         passages = self._read()
         self.reasoning_tokens += self._where is _Where.THINKING
@@ -92,7 +92,7 @@ class ReasoningSplit:
         if self._where is _Where.THINKING:
             front, found, self._held = self._tags.closing.split(self._held)
             said = self._say(front)
-            return [*said, *self._pass("")] if found else said
+            return [*said, *self._pass()] if found else said
         held, self._held = self._held, ""
         return self._say(held)
 
@@ -100,20 +100,19 @@ class ReasoningSplit:
         """Only white space may stand before the opening tag."""
         opening = self._tags.opening
         start = self._held.lstrip()
-        if opening.token_id is None and start.startswith(opening.text):
+        if not opening.hidden and start.startswith(opening.text):
             self._held = start[len(opening.text) :]
-            return self._pass("")
-        if not start or (opening.token_id is None and opening.text.startswith(start)):
+            return self._pass()
+        if not start or (not opening.hidden and opening.text.startswith(start)):
             return []
         self._where = _Where.ANSWER
         return self._read()
 
-    def _pass(self, text: str) -> list[Passage]:
+    def _pass(self) -> list[Passage]:
         """A tag was seen."""
         begins = self._where is _Where.BEFORE
         self._where = _Where.THINKING if begins else _Where.ANSWER
         self._after_tag = True
-        self._held += text
         return self._read()
 
     def _say(self, text: str) -> list[Passage]:

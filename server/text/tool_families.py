@@ -64,21 +64,19 @@ class ToolFamily:
         head = f'{{"name": {json.dumps(name)}, "{self.arguments}": '
         return f'{json.dumps(head)} {arguments} "}}"'
 
-    def calls(self, one: str, most: int) -> str:
-        """1 to `most` times the rule `one`, with the family's markers."""
-        quote = json.dumps
-        more = f"({quote(self.between)} {one}){{0,{most - 1}}}" if self.between else ""
-        if self.listed:
-            inside = f'"[" {one} {more} "]"' if most > 1 else f'"[" {one} "]"'
-            return f"{self.opening.spelled(quote)} {inside} {self.closing.spelled(quote)}"
-        if most == 1:
-            return one
-        return f"{one} {more}" if self.between else f"{one}{{1,{most}}}"
+    def calls(self, call: str, most: int, opening: str | None = None) -> str:
+        """1 to `most` calls, each as the rule `call` says, with the family's markers.
 
-    def enclosed(self, inside: str, opening: str | None = None) -> str:
-        """One call between its markers; `opening` replaces the opening marker's spelling."""
-        if self.listed or self.bare:
-            return inside
+        `opening`: the rule of the first opening marker, where it is more than that.
+        """
+        first = self.opening.rule if opening is None else opening
+        next_one = call if self.listed else f"{self.opening.rule} {self._inside(call)}"
+        between = json.dumps(self.between) if self.between else ""
+        more = f"({between} {next_one}){{0,{most - 1}}}" if most > 1 else ""
+        if self.listed:
+            return f'{first} "[" {call} {more} "]" {self.closing.rule}'
+        return f"{first} {self._inside(call)} {more}"
+
+    def _inside(self, call: str) -> str:
         gap = json.dumps(self.gap) if self.gap else ""
-        begin = self.opening.spelled(json.dumps) if opening is None else opening
-        return f"{begin} {gap} {inside} {gap} {self.closing.spelled(json.dumps)}"
+        return f"{gap} {call} {gap} {self.closing.rule}"

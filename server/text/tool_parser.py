@@ -84,12 +84,14 @@ class ToolCallParser:
     def feed(self, token_id: int, text: str) -> list[Event]:
         """One token and the text it releases."""
         events: list[Event] = []
-        if self._where is _Where.CONTENT and self._family.opening.is_token(token_id):
-            self._say(self._take(), events)
+        opening, closing = self._family.opening, self._family.closing
+        if self._where is _Where.CONTENT and opening.is_token(token_id):
+            self._say(self._take() + text.removesuffix(opening.text), events)
             self._begin("")
-        elif self._where is not _Where.CONTENT and self._family.closing.is_token(token_id):
+        elif self._where is not _Where.CONTENT and closing.is_token(token_id):
             self._close(events)
-        self._buffer += text
+        else:
+            self._buffer += text
         self._read(events)
         return events
 
@@ -216,10 +218,10 @@ class ToolCallParser:
         elif self._family.listed and start[0] == "]":
             self._where = _Where.AFTER_CALL if closing.text else _Where.CONTENT
             self._buffer = start[1:]
-        elif closing.token_id is None and closing.text and start.startswith(closing.text):
+        elif not closing.hidden and closing.text and start.startswith(closing.text):
             self._where = _Where.CONTENT
             self._buffer = start[len(closing.text) :]
-        elif closing.token_id is None and closing.text.startswith(start):
+        elif not closing.hidden and closing.text.startswith(start):
             return False
         else:  # the end is missing: what comes is content
             self._where = _Where.CONTENT

@@ -203,7 +203,7 @@ def tool_grammar(use: ToolUse, family: ToolFamily) -> GrammarSpec | None:
         return None
     most = MAX_CALLS if use.parallel else 1
     forced = use.mode is ToolMode.REQUIRED
-    rules = _forced_rules(family, most) if forced else _free_rules(family, most)
+    rules = [f"start: {family.calls('any_call', most)}"] if forced else _free_rules(family, most)
     calls = [f"call_{i}" for i in range(len(use.callable))]
     lines = [*rules, f"any_call: {' | '.join(calls)}"]
     for rule, tool in zip(calls, use.callable, strict=True):
@@ -211,23 +211,19 @@ def tool_grammar(use: ToolUse, family: ToolFamily) -> GrammarSpec | None:
     return GrammarSpec(GrammarKind.LARK, "\n".join([*lines, FREE_TEXT, ""]))
 
 
-def _forced_rules(family: ToolFamily, most: int) -> list[str]:
-    if family.listed:
-        return [f"start: {family.calls('any_call', most)}"]
-    return [f"start: {family.calls('one', most)}", f"one: {family.enclosed('any_call')}"]
-
-
 def _free_rules(family: ToolFamily, most: int) -> list[str]:
+    """Text, then calls if there are any, and with markers around them text again."""
     if family.bare:  # a text that does not begin like a JSON object
         calls = family.calls("any_call", most)
         return ["start: calls | FREE?", f"calls: {calls}", r"FREE: /\s*([^{\s](.|\n)*)?/"]
-    if family.listed:
-        return ["start: TEXT list?", f"list: {family.calls('any_call', most)}"]
-    repeated = f"{{0,{most}}}" if most > 1 else "?"
+    tail = "" if family.listed else "TEXT"
+    repeated = f"{{0,{most}}}" if tail and most > 1 else "?"
+    once = most if family.listed else 1
     if family.opening.token_id is not None:
-        return [f"start: TEXT one_more{repeated}", f"one_more: {family.enclosed('any_call')} TEXT"]
+        return [f"start: TEXT more{repeated}", f"more: {family.calls('any_call', once)} {tail}"]
+    start = "start: more | TEXT" if family.listed else f"start: more{repeated} TEXT"
     return [
-        f"start: one{repeated} TEXT",
-        f"one: {family.enclosed('any_call', 'opening')}",
+        start,
+        f"more: {family.calls('any_call', once, 'opening')}",
         f"opening[lazy]: TEXT {json.dumps(family.opening.text)}",
     ]
