@@ -52,7 +52,10 @@ class AttentionPlan(Protocol):
     """
 
     def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write this step's cells: key and value [tokens, kv_heads, head_dim]."""
+        """Write this step's cells: key and value [tokens, kv_heads, head_dim].
+
+        Whatever is stored, also NaN, no sequence may feel it that does not own the block now.
+        """
 
     def attend(
         self,
