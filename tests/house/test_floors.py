@@ -158,6 +158,7 @@ LIBRARIES = {
     "torch": ("kernels", *(f"engine.{r}" for rooms in COMPUTE for r in rooms)),
     "numpy": ("kernels", *(f"engine.{r}" for rooms in COMPUTE for r in rooms), "loadtest"),
     "triton": ("kernels",),
+    "llguidance": ("engine.sampling", "server.text.grammar_helper"),
     "msgspec": ("engine.channel", "server"),
     "fastapi": ("server",),
     "starlette": ("server",),
