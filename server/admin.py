@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.errors import Draining
@@ -13,8 +14,6 @@ from octavo.version import __version__
 from .observe.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from .observe.metrics import Metrics
     from .openai.desk import Desk
 

@@ -9,17 +9,18 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from octavo.engine.errors import OctavoError
 from octavo.version import __version__
@@ -34,6 +35,7 @@ from .observe.throughput import Throughput
 from .openai import schema
 from .openai.chat import Chat
 from .openai.completions import Completions
+from .openai.description import Description
 from .openai.desk import Desk
 from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
@@ -227,20 +229,20 @@ def _signalled() -> asyncio.Event:
 
 def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     admin, models = Admin(desk, metrics), Models(desk)
-    definitions: dict[str, Any] = {}
+    description = Description(app.title, app.version)
+    app.openapi = description.document  # type: ignore[method-assign]
 
     def add(
         path: str,
-        endpoint: Any,
+        endpoint: Callable[[Request], Awaitable[Response]],
         *methods: str,
         takes: type[Struct] | None = None,
         gives: type[Struct] | None = None,
         streams: bool = False,
     ) -> None:
-        described = _described(definitions, takes, gives, streams=streams)
-        app.add_api_route(
-            path, endpoint, methods=list(methods), response_model=None, openapi_extra=described
-        )
+        app.add_api_route(path, endpoint, methods=list(methods), response_model=None)
+        for method in methods:
+            description.add(path, endpoint, method, takes=takes, gives=gives, streams=streams)
 
     add("/v1/completions", Completions(desk).create, "POST",
         takes=schema.CompletionRequest, gives=schema.Completion, streams=True)  # fmt: skip
@@ -259,45 +261,6 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     add("/version", admin.version, "GET")
     add("/load", admin.load, "GET")
     add("/metrics", admin.metrics, "GET")
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _described(
-    definitions: dict[str, Any],
-    takes: type[Struct] | None,
-    gives: type[Struct] | None,
-    *,
-    streams: bool,
-) -> dict[str, Any]:
-    """What /openapi.json says of a route beyond its path; the schemas go to `definitions`."""
-    kinds = [kind for kind in (takes, gives, schema.Error) if kind is not None]
-    references, needed = schema.components(*kinds)
-    definitions.update(needed)
-    found = dict(zip(kinds, references, strict=True))
-    described: dict[str, Any] = {
-        "responses": {"default": _content(found[schema.Error], "An error")}
-    }
-    if takes is not None:
-        described["requestBody"] = {"required": True, **_content(found[takes])}
-    if gives is not None:
-        described["responses"]["200"] = _content(found[gives], "The answer")
-        if streams:
-            events = {"schema": {"type": "string"}}
-            described["responses"]["200"]["content"]["text/event-stream"] = events
-    return described
-
-
-def _content(reference: dict[str, Any], description: str | None = None) -> dict[str, Any]:
-    content: dict[str, Any] = {"content": {"application/json": {"schema": reference}}}
-    return content if description is None else {"description": description, **content}
 
 
 def _fingerprint(settings: Settings, model: ServedModel) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET
+from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.errors import InvalidParameter
@@ -38,8 +39,6 @@ from .schema import Completion, CompletionChoice, CompletionLogprobs, Completion
 from .sse import DONE, ChunkWriter, stream_answer, unless_gone
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from ..models import ServedModel
 
 

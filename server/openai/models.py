@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.errors import InvalidParameter
@@ -24,8 +25,6 @@ from .schema import (
 )
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from ..models import ServedModel
 
 
