@@ -82,9 +82,9 @@ def serve(words: Sequence[str]) -> None:
         folder = find_model(settings, progress)
         engine = build_async_engine(settings.engine_config(folder))
 
-        from . import app
+        from .app import serve as run_daemon
 
-        app.serve(settings, folder=folder, engine=engine, listener=listener, progress=progress)
+        run_daemon(settings, folder=folder, engine=engine, listener=listener, progress=progress)
 
 
 def chat(words: Sequence[str]) -> None:
