@@ -202,7 +202,7 @@ class BlockManager:
             self._swap_out = [move for move in self._swap_out if move[1] not in hosts]
         sequence.block_table = []
         sequence.host_table = []
-        sequence.computed = sequence.published = sequence.told_blocks = 0
+        sequence.computed = sequence.published = 0
 
     # --- swapping ------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class BlockManager:
             self._pool.release(block, self._fence)
             sequence.block_table[index] = NOWHERE
             sequence.host_table[index] = host.id
-        sequence.published = sequence.told_blocks = 0
+        sequence.published = 0
         return True
 
     def swap_in(self, sequence: Sequence) -> bool:

@@ -11,7 +11,7 @@ from octavo.engine.params import Emitted, FinishReason, Request, SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.step import Delta, StepPlan, TokenLogprobs
 
-from ..fakes.executor import FakeExecutor
+from ..fakes.executor import UNKNOWN_CELLS, FakeExecutor
 
 
 def request(
@@ -152,6 +152,7 @@ class Loop:
         return self.choices[name, index].token_ids
 
     def _see(self, delta: Delta) -> None:
+        assert delta.error != UNKNOWN_CELLS, "such a sequence must have ended, or start again"
         choice = self.choices.setdefault((delta.request_id, delta.index), Choice())
         assert choice.last is None, f"something follows the last delta of {delta.request_id}"
         choice.token_ids += delta.token_ids

@@ -143,7 +143,7 @@ def test_tokens_do_not_depend_on_anything_but_the_request(n: int) -> None:
     block_size=st.sampled_from([8, 16, 32]),
     budget=st.sampled_from([16, 64, 2048]),
     max_num_seqs=st.sampled_from([1, 3, 64]),
-    depth=st.sampled_from([0, 1]),
+    depth=st.sampled_from([0, 1, 3]),
     preemption=st.sampled_from(["auto", "recompute", "swap"]),
     host_tokens=st.sampled_from([0, 64, 1024]),
     caching=st.booleans(),
@@ -174,7 +174,7 @@ def test_tokens_do_not_depend_on_the_machine(
     assert seen(loop.run(*requests)) == alone(requests)
 
 
-@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("depth", [0, 1, 3])
 def test_beams_do_not_depend_on_the_machine(depth: int) -> None:
     requests = crowd(5, n=2, beam_width=4)
     expected = alone(requests)

@@ -23,7 +23,7 @@ class Requests(RuleBasedStateMachine):
     @initialize(
         blocks=st.integers(MODEL_LEN // BLOCK, 40),
         host=st.sampled_from([0, 3, 40]),
-        depth=st.sampled_from([0, 1]),
+        depth=st.sampled_from([0, 1, 3]),
         budget=st.sampled_from([7, 16, 64, 2048]),
         places=st.sampled_from([1, 3, 64]),
         caching=st.booleans(),

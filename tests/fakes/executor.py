@@ -22,7 +22,10 @@ from octavo.engine.step import Slice, SliceResult, StepOutput, StepPlan, TokenLo
 Script = Callable[[tuple[int, ...]], tuple[int, ...] | None]
 """Prompt ids to the output ids to produce (then end-of-sequence), or None for the hash."""
 
+UNKNOWN_CELLS = "it reads cells that a failed step should have written"
+
 _CELL = struct.Struct("<II")  # token id + 1, position
+_UNKNOWN = _CELL.pack(0xFFFFFFFF, 0xFFFFFFFF)
 _LOGPROB_STEP = 0.25
 
 
@@ -117,6 +120,8 @@ class FakeExecutor:
         if self.failing_steps > 0:
             self.failing_steps -= 1
             self._lost.update(piece.sequence for piece in plan.slices)
+            for _, host in plan.moves.swap_out:
+                self._host[host][:] = _UNKNOWN * self.capacity.block_size
             raise RuntimeError("the fake executor was told to fail this step")
         if self._seconds_per_step:
             time.sleep(self._seconds_per_step)
@@ -139,6 +144,10 @@ class FakeExecutor:
     # --- the model -----------------------------------------------------------------------------
 
     def _move(self, plan: StepPlan) -> None:
+        written = [device for _, device in (*plan.moves.swap_in, *plan.moves.copies)]
+        copied = {source for source, _ in plan.moves.copies}
+        if len(written) != len(set(written)) or copied & {d for _, d in plan.moves.swap_in}:
+            raise PagingFault(f"the moves of plan {plan.number} overwrite each other")
         for device, host in plan.moves.swap_out:
             self._host[host][:] = self._cells[device]
         for host, device in plan.moves.swap_in:
@@ -158,6 +167,8 @@ class FakeExecutor:
             return SliceResult(sequence=piece.sequence, error="the fake executor failed this slice")
         self._write(piece, sequence)
         context = self._read(piece, sequence)
+        if _UNKNOWN in context:
+            return SliceResult(sequence=piece.sequence, error=UNKNOWN_CELLS)
         params = sequence.params
         token_ids: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] = ()
@@ -237,7 +248,7 @@ class FakeExecutor:
         """All cells up to the slice's last position, through the block table."""
         length = (piece.start + piece.count) * _CELL.size
         context = b"".join([self._cells[block] for block in sequence.table])[:length]
-        if context != sequence.cells:
+        if context != sequence.cells and _UNKNOWN not in context:
             bad = next(i for i in range(length) if context[i] != sequence.cells[i])
             raise PagingFault(
                 f"sequence {piece.sequence} reads a foreign cell at position {bad // _CELL.size}"
