@@ -29,5 +29,5 @@ class EngineConfig:
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap
     overlap: int = 1  # steps planned ahead: 0 or 1
-    threads: int | None = None  # None: the cores the container may use
+    threads: int | None = None  # None: one less than the cores the container may use
     deterministic: bool = True

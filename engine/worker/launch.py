@@ -35,7 +35,9 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     Raises:
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
-    torch.set_num_threads(config.threads or available_cores())
+    # One core is left to the front end and the planner: torch's threads wait for the slowest of
+    # them after every operation, so that one which shares its core slows all of them down.
+    torch.set_num_threads(config.threads or max(1, available_cores() - 1))
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, numbers.dtype)
