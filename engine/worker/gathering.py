@@ -15,6 +15,8 @@ from .sequences import SequenceTable
 
 Integers = npt.NDArray[np.int64]
 
+_LACKING = "an earlier step, which was to yield its last token, failed"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -38,46 +40,17 @@ def gather(plan: StepPlan, table: SequenceTable, block_size: int, device: torch.
     A slice whose sequence lacks tokens or blocks, because an earlier step of it failed, is left
     out and named in `failed`.
     """
-    failed: dict[int, str] = {}
-    slices, row_list = [], []
-    for part in plan.slices:
-        try:
-            row_list.append(table.row(part))
-        except SequenceFailed as error:
-            failed[part.sequence] = str(error)
-        else:
-            slices.append(part)
-    rows = np.array(row_list, dtype=np.int64)
-    starts = np.array([part.start for part in slices], dtype=np.int64)
+    slices, rows, failed = _take_in(plan, table)
     counts = np.array([part.count for part in slices], dtype=np.int64)
-    short = table.reach(rows) < starts + counts
-    if short.any():
-        for index in np.flatnonzero(short).tolist():
-            failed[slices[index].sequence] = "an earlier step of the sequence failed"
-        slices = [part for part, missing in zip(slices, short, strict=True) if not missing]
-        rows, starts, counts = rows[~short], starts[~short], counts[~short]
-    return _lay_out(tuple(slices), rows, starts, counts, failed, table, block_size, device)
-
-
-def _lay_out(
-    slices: tuple[Slice, ...],
-    rows: Integers,
-    starts: Integers,
-    counts: Integers,
-    failed: dict[int, str],
-    table: SequenceTable,
-    block_size: int,
-    device: torch.device,
-) -> Work:
-    ends = np.cumsum(counts)
-    contexts = starts + counts
-    row_of_token = np.repeat(rows, counts)  # [tokens]
-    positions = np.arange(len(row_of_token)) + np.repeat(starts - ends + counts, counts)
-    blocks = table.block_tables[row_of_token, positions // block_size].astype(np.int64)
-    width = -(-int(contexts.max(initial=0)) // block_size)
+    contexts = np.array([part.start for part in slices], dtype=np.int64) + counts
     wants = np.array([part.wants for part in slices], dtype=np.int64)
     sampling = np.flatnonzero(wants & Wants.TOKEN)
     searching = np.flatnonzero(wants & Wants.CANDIDATES)
+    ends = np.cumsum(counts)
+    row_of_token = np.repeat(rows, counts)  # [tokens]
+    positions = np.arange(len(row_of_token)) + np.repeat(contexts - ends, counts)
+    blocks = table.block_tables[row_of_token, positions // block_size].astype(np.int64)
+    width = -(-int(contexts.max(initial=0)) // block_size)
 
     def tensor(values: npt.NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
@@ -102,3 +75,26 @@ def _lay_out(
         scoring=np.flatnonzero(wants & Wants.PROMPT_LOGPROBS),
         failed=failed,
     )
+
+
+def _take_in(
+    plan: StepPlan, table: SequenceTable
+) -> tuple[tuple[Slice, ...], Integers, dict[int, str]]:
+    """The slices that can be computed, the rows of their sequences, and why the others cannot."""
+    failed: dict[int, str] = {}
+    slices: list[Slice] = []
+    found: list[int] = []
+    for part in plan.slices:
+        try:
+            found.append(table.row(part))
+        except SequenceFailed as error:
+            failed[part.sequence] = str(error)
+        else:
+            slices.append(part)
+    rows = np.array(found, dtype=np.int64)
+    able = table.reach(rows) >= [part.start + part.count for part in slices]
+    if not able.all():
+        failed |= {slices[i].sequence: _LACKING for i in np.flatnonzero(~able).tolist()}
+        slices = [slices[i] for i in np.flatnonzero(able).tolist()]
+        rows = rows[able]
+    return tuple(slices), rows, failed

@@ -134,6 +134,19 @@ def test_stop_can_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
         executor.submit(plan(1, 3))
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (5, 4)])
+def test_one_core_is_left_to_the_front_end(
+    tmp_path: Path, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.engine.worker.launch.available_cores", lambda: cores)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    executor = InlineExecutor(tiny_config(tmp_path, threads=None))
+    executor.start(quiet)
+    executor.stop()
+    assert chosen == [threads]
+
+
 def test_threads_are_set_where_the_computing_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
