@@ -108,7 +108,9 @@ class LLM:
         listed: list[Prompt] = list(cast(Sequence[Prompt], [prompts] if one else prompts))
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         ids = [
-            tuple(self._model.tokenizer.encode(p)) if isinstance(p, str) else tuple(p)
+            tuple(self._model.tokenizer.encode(p, parse_special=True))
+            if isinstance(p, str)
+            else tuple(p)
             for p in listed
         ]
         return self._run(texts, ids, self._params_for(len(ids), sampling_params), progress)
