@@ -19,6 +19,7 @@ usage: octavo COMMAND ...
   chat              talk with a served model
   complete TEXT     let a served model continue a text
   config show       print every setting and where its value came from
+  bench serve       load-test a served model
   version           print the version
 
 `octavo COMMAND --help` says more.
@@ -43,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if run is None:
         return _fail(_no_command(command))
     try:
-        run(rest)
+        return run(rest) or 0
     except OctavoError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -51,7 +52,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left: `octavo config show | head`
         sys.stderr.close()
         return 1
-    return 0
 
 
 def serve(words: Sequence[str]) -> None:
@@ -117,13 +117,24 @@ def config(words: Sequence[str]) -> None:
         raise ConfigError("usage: octavo config show [flags of serve], or octavo config table")
 
 
+def bench(words: Sequence[str]) -> int:
+    """`bench serve [flags]`: load a server and report what it did."""
+    what, *flags = words or ["--help"]
+    if what != "serve":
+        raise ConfigError("usage: octavo bench serve [--base-url URL] ..., --help says more")
+    from octavo.loadtest.command import main as measure
+
+    return measure(flags)
+
+
 def version(words: Sequence[str]) -> None:
     del words
     sys.stdout.write(f"octavo {__version__}\n")
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "serve": serve,
+    "bench": bench,
     "chat": chat,
     "complete": complete,
     "config": config,
