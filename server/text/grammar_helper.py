@@ -25,6 +25,7 @@ from octavo.engine.params import GrammarKind, GrammarSpec
 
 from .grammar_check import Trial, Verdict
 from .json_schema import step
+from .schema_end import can_end
 
 _STEPS = 48  # tokens of an answer that are tried
 _TRIAL_SECONDS = 0.6  # of CPU for all of their masks: in the engine everybody waits for them
@@ -40,12 +41,12 @@ class _Bench:
     def judge(self, trial: Trial) -> Verdict:
         if trial.spec.kind is GrammarKind.GBNF:
             return self._judge_gbnf(trial)
-        error = self._fault(trial.spec)
-        if error is None:
-            return Verdict()
-        path = trial.path
+        error, path = self._fault(trial.spec), trial.path
         if trial.spec.kind is GrammarKind.JSON_SCHEMA:
             root = json.loads(trial.spec.text)
+            if error is None:
+                ends = can_end(root)
+                return Verdict(error=None if ends else "it refers to itself without end", path=path)
             for suspect, inner in _parts(root, trial.path):
                 found = self._fault(_alone(suspect, root))
                 if found is not None:

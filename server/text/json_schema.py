@@ -11,6 +11,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
 from octavo.engine.errors import InvalidParameter
 
@@ -26,6 +28,7 @@ _NO_EFFECT = frozenset(
     contentMediaType contentEncoding discriminator""".split()
 )
 _ONLY_AT_ROOT = frozenset({"$id", "id"})
+_NEAR_ZERO = 1e-6
 _PLAIN_KEY = re.compile(r"[A-Za-z_$][\w$-]*")
 
 
@@ -114,6 +117,7 @@ class _Reading:
             elif not self._is_annotation(key, depth):
                 raise _refused(here, "is a keyword that cannot be enforced, so it is not accepted")
         self._limits_in_order(value, path)
+        _keep_away_from_zero(kept)
         return kept
 
     def _visit(self, path: str) -> None:
@@ -259,15 +263,51 @@ class _Reading:
     def _target(self, reference: str, path: str) -> object:
         if reference != "#" and not reference.startswith("#/"):
             raise _refused(path, "must be a reference within the schema, like #/$defs/name")
-        found: object = self._root
-        for part in _pointer(reference):
-            if isinstance(found, dict) and part in found:
-                found = found[part]
-            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            else:
-                raise _refused(path, f"refers to {reference}, which is not there")
-        return found
+        try:
+            return _follow(self._root, reference)
+        except KeyError:
+            raise _refused(path, f"refers to {reference}, which is not there") from None
+
+
+def targets(root: object) -> dict[str, object]:
+    """Every reference in a schema that `enforceable` has passed, and what it refers to."""
+    found: dict[str, object] = {}
+    parts = [root]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            reference = part.get("$ref")
+            if isinstance(reference, str) and reference not in found:
+                with suppress(KeyError):  # in a constant it is no reference
+                    found[reference] = _follow(root, reference)
+            parts.extend(part.values())
+        elif isinstance(part, list):
+            parts.extend(part)
+    return found
+
+
+def _keep_away_from_zero(schema: dict[str, Any]) -> None:
+    """The compiler lets 0 through where numbers above 0 and below 1 are asked for, or the same
+    below 0; with the nearest number of few digits instead, it does not."""
+    if schema.get("exclusiveMinimum") == 0:
+        del schema["exclusiveMinimum"]
+        schema["minimum"] = max(_NEAR_ZERO, schema.get("minimum", _NEAR_ZERO))
+    if schema.get("exclusiveMaximum") == 0:
+        del schema["exclusiveMaximum"]
+        schema["maximum"] = min(-_NEAR_ZERO, schema.get("maximum", -_NEAR_ZERO))
+
+
+def _follow(root: object, reference: str) -> object:
+    """What a reference refers to; raises KeyError where it leads nowhere."""
+    found = root
+    for part in _pointer(reference):
+        if isinstance(found, dict):
+            found = found[part]
+        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            raise KeyError(part)
+    return found
 
 
 def _pointer(reference: str) -> Iterator[str]:

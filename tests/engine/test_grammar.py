@@ -17,6 +17,7 @@ from octavo.engine.params import GrammarKind, GrammarSpec, SamplingParams
 from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
 from octavo.engine.sampling.grammar_rule import GrammarRule
 from octavo.kernels.reference.bitmask import allow_only
+from octavo.server.text.json_schema import enforceable
 from octavo.server.text.tokenizer import Tokenizer
 
 from ..schemas import random_schema
@@ -108,6 +109,17 @@ def test_white_space_is_bounded(compiler: GrammarCompiler) -> None:
     assert accepts(compiler.start(spec), "[ 1, \n 2 ]") is False
     assert accepts(compiler.start(spec), "[\n" + " " * 33 + "1]") is False
     assert accepts(compiler.start(spec), "[\n" + " " * 32 + "1\n]") is True
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0.01), (0, 0.5), (0, 7), (-0.5, 0), (-7, 0)])
+def test_exclusive_bounds_at_zero_keep_zero_out(
+    compiler: GrammarCompiler, low: float, high: float
+) -> None:
+    text = enforceable({"type": "number", "exclusiveMinimum": low, "exclusiveMaximum": high}, "s")
+    spec = GrammarSpec(GrammarKind.JSON_SCHEMA, text)
+    for zero in ("0", "-0", "0.0", "0.00"):
+        assert not accepts(compiler.start(spec), zero)
+    assert accepts(compiler.start(spec), str((low + high) / 2))
 
 
 def test_when_the_root_is_closed_only_the_end_is_allowed_and_it_is_forced(

@@ -74,6 +74,7 @@ async def test_a_gbnf_grammar_becomes_lark(check: GrammarCheck) -> None:
         ),
         ("s", {"type": "object", "required": ["a"], "additionalProperties": False}),
         ("s", False),
+        ("s", {"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
     ],
 )
 async def test_the_part_of_a_schema_that_is_at_fault_is_named(

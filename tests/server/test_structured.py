@@ -12,6 +12,7 @@ from octavo.engine.errors import InvalidParameter
 from octavo.engine.params import GrammarKind, GrammarSpec
 from octavo.server.openai.structured import Structure, read_structure
 from octavo.server.text.json_schema import enforceable
+from octavo.server.text.schema_end import can_end
 
 from ..schemas import random_schema
 
@@ -242,6 +243,41 @@ def test_members_of_one_of_are_put_in_place_of_references() -> None:
         "discriminator": {"propertyName": "kind"},
     }
     assert json.loads(enforceable(schema, "s"))["oneOf"] == list(kinds.values())
+
+
+LIST = {"type": "object", "properties": {"next": {"$ref": "#/$defs/list"}}}
+
+
+@pytest.mark.parametrize(
+    ("ends", "schema"),
+    [
+        (False, LIST | {"required": ["next"]}),
+        (True, LIST),
+        (False, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
+        (True, {"type": "array", "items": {"$ref": "#"}}),
+        (True, {"type": "array", "prefixItems": [{}], "items": {"$ref": "#"}, "minItems": 1}),
+        (False, {"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1}),
+        (
+            True,
+            {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]},
+        ),
+        (False, {"type": "object", "additionalProperties": {"$ref": "#"}, "required": ["a"]}),
+        (True, {"type": ["object", "null"], "properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
+        (False, {"allOf": [LIST | {"required": ["next"]}]}),
+        (True, {"const": {"$ref": "#/nowhere"}}),
+    ],
+)
+def test_a_schema_that_never_ends_is_seen(ends: bool, schema: dict[str, Any]) -> None:
+    root = schema | {"$defs": {"list": schema}}
+    enforceable(root, "s")
+    assert can_end(root) is ends
+
+
+def test_zero_is_kept_out_by_a_number_near_it() -> None:
+    text = enforceable({"exclusiveMinimum": 0, "maximum": 0.5}, "s")
+    assert json.loads(text) == {"maximum": 0.5, "minimum": 1e-6}
+    text = enforceable({"exclusiveMaximum": 0, "maximum": -3}, "s")
+    assert json.loads(text) == {"maximum": -3}
 
 
 def test_random_enforceable_schemas_pass_unchanged() -> None:
