@@ -83,7 +83,7 @@ def _blueprint(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
         device=device,
         ops=ops,
         attention=PagedAttention(ops),
-        quantization=Unquantized(),
+        quantization=Unquantized(ops),
     )
 
 

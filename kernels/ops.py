@@ -7,6 +7,7 @@ bfloat16, the same for all tensors of a call; sums are taken in float32 whatever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,14 @@ class SiluMul(Protocol):
 
     def __call__(self, gate_up: Tensor) -> Tensor:
         """gate_up [tokens, 2 * size], gate first -> [tokens, size]."""
+
+
+class PackLinear(Protocol):
+    """Brings a matrix into the form that this device multiplies with fastest, once."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """weight [outputs, inputs] and bias [outputs] -> the function x @ weight.T + bias, which
+        maps [tokens, inputs] to [tokens, outputs]. Nothing but it needs to be kept."""
 
 
 class AttentionPlan(Protocol):
@@ -120,7 +129,7 @@ class GumbelArgmax(Protocol):
         positions: Tensor,
         token_ids: Tensor | None = None,
     ) -> Tensor:
-        """logits float32 [rows, columns], minus infinity is never drawn; temperature float32 [rows];
+        """logits float32 [rows, columns], -inf is never drawn; temperature float32 [rows];
         seeds int64 [rows], 64 bits in two's complement; positions int64 [rows], of the token to be
         drawn; token_ids int64 [rows, columns], None: the columns' numbers -> int64 [rows], the
         chosen columns; of equal ones the first.
@@ -173,6 +182,7 @@ class Ops:
     add_rms_norm: AddRmsNorm
     rotate: Rotate
     silu_mul: SiluMul
+    pack_linear: PackLinear
     plan_attention: PlanAttention
     copy_blocks: CopyBlocks
     gumbel_argmax: GumbelArgmax

@@ -16,8 +16,8 @@ import torch
 
 from .ops import Ops
 
-# The word before the dot is the folder; `reference` is pure torch and runs anywhere.
-PROVIDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("reference",)})
+# `reference` is pure torch and runs anywhere.
+PROVIDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("onednn", "reference")})
 
 
 def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] = PROVIDERS) -> Ops:

@@ -78,7 +78,7 @@ class Attention:
             window=self._window,
             softcap=None,
         )
-        return self._output(mixed.view(x.shape[0], -1))
+        return self._output(mixed.flatten(1))
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self._qkv.parameters()

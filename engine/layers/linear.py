@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -30,11 +30,12 @@ class Linear:
         self._parameters = self._method.parameters(
             inputs, sum(outputs), bias=bias, dtype=blueprint.dtype, device=blueprint.device
         )
-        self._tensors = {suffix: p.tensor for suffix, p in self._parameters.items()}
+        self._multiply: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [tokens, inputs] -> [tokens, sum(outputs)]."""
-        return self._method.apply(self._tensors, x)
+        assert self._multiply is not None, "used before finish()"
+        return self._multiply(x)
 
     def parameters(self) -> Iterator[Parameter]:
         """The checkpoint's tensors, each with its part of the merged ones."""
@@ -49,6 +50,7 @@ class Linear:
                 yield Parameter(f"{name}.{suffix}", part)
 
     def finish(self) -> None:
-        """All parameters are loaded: let the weight format bring them into its final shape."""
-        self._tensors = self._method.finish(self._tensors)
+        """All parameters are loaded: let the weight format bring them into its final form."""
+        tensors = {suffix: parameter.tensor for suffix, parameter in self._parameters.items()}
         self._parameters = {}
+        self._multiply = self._method.finish(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +28,8 @@ class QuantMethod(Protocol):
     ) -> dict[str, QuantTensor]:
         """Uninitialised tensors by their suffix in a checkpoint, such as "weight" and "bias"."""
 
-    def finish(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Called once when all are loaded; may repack them. Returns what `apply` will be given."""
+    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """All tensors are loaded: bring them into their final form, once.
 
-    def apply(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        """x [tokens, inputs] -> [tokens, outputs]."""
+        Returns the multiplication with them, [tokens, inputs] -> [tokens, outputs].
+        """

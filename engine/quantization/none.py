@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from octavo.kernels.ops import Ops
 
 from .base import QuantTensor
 
 
 class Unquantized:
     """The `QuantMethod` of float checkpoints."""
+
+    def __init__(self, ops: Ops) -> None:
+        self._pack_linear = ops.pack_linear
 
     def parameters(
         self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device
@@ -22,8 +28,5 @@ class Unquantized:
             tensors["bias"] = QuantTensor(tensor=vector, output_axis=0, input_axis=None)
         return tensors
 
-    def finish(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors
-
-    def apply(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        return F.linear(x, tensors["weight"], tensors.get("bias"))
+    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        return self._pack_linear(tensors["weight"], tensors.get("bias"))

@@ -10,6 +10,7 @@ from ..ops import Ops
 from .activation import silu_mul
 from .attention import plan_attention
 from .cache import copy_blocks
+from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
@@ -20,6 +21,7 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm,
     rotate=rotate,
     silu_mul=silu_mul,
+    pack_linear=pack_linear,
     plan_attention=plan_attention,
     copy_blocks=copy_blocks,
     gumbel_argmax=gumbel_argmax,
