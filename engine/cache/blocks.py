@@ -15,6 +15,7 @@ class Block:
     """One block of the KV cache. `digest` names its content while the prefix index knows it."""
 
     __slots__ = (
+        "content",
         "digest",
         "fence",
         "id",
@@ -23,7 +24,6 @@ class Block:
         "parent",
         "prev",
         "references",
-        "tokens",
     )
 
     def __init__(self, number: int) -> None:
@@ -31,7 +31,7 @@ class Block:
         self.references = 0
         self.digest: bytes | None = None
         self.parent: bytes = b""  # the digest of the block before it
-        self.tokens: tuple[int, ...] = ()  # what the digest claims, to be verified
+        self.content: bytes = b""  # the tokens that the digest claims, to be verified
         self.fence: int | None = None  # the step it waits for, when free but not yet to be reused
         self.listed = False  # in the free list
         self.prev: Block = self

@@ -9,13 +9,21 @@ step, while a host block that is being read may not: it waits behind the fence f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..sequence import NOWHERE, Sequence
 from ..step import Moves
 from .blocks import Block, BlockPool
-from .prefix import NoPrefixes, Prefixes, PrefixIndex, chain_digest, root_digest
+from .prefix import (
+    TOKEN_BYTES,
+    NoPrefixes,
+    Prefixes,
+    PrefixIndex,
+    chain_digest,
+    pack,
+    root_digest,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +73,13 @@ class BlockManager:
         """
         if not self._prefixes.enabled or sequence.scoring:
             return []
-        size = self.block_size
         count = self._attachable(sequence)
         self._extend_digests(sequence, count)
         found: list[Block] = []
         parent = self._root(sequence)
-        for index in range(count):
-            digest = sequence.digests[index]
-            tokens = tuple(sequence.token_ids[index * size : (index + 1) * size])
-            block = self._prefixes.find(digest, parent, tokens)
+        contents = self._contents(sequence, 0, count)
+        for digest, content in zip(sequence.digests, contents, strict=False):
+            block = self._prefixes.find(digest, parent, content)
             if block is None:
                 break
             found.append(block)
@@ -161,13 +167,12 @@ class BlockManager:
         if full <= sequence.published or not self._prefixes.enabled:
             return
         self._extend_digests(sequence, full)
-        size = self.block_size
-        for index in range(sequence.published, full):
+        for content in self._contents(sequence, sequence.published, full):
+            index = sequence.published
             parent = sequence.digests[index - 1] if index else self._root(sequence)
-            tokens = tuple(sequence.token_ids[index * size : (index + 1) * size])
             block = self._pool.blocks[sequence.block_table[index]]
-            self._prefixes.publish(block, sequence.digests[index], parent, tokens)
-        sequence.published = full
+            self._prefixes.publish(block, sequence.digests[index], parent, content)
+            sequence.published += 1
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, a copy of `parent`'s history, share all of its blocks."""
@@ -338,12 +343,21 @@ class BlockManager:
     def _root(self, sequence: Sequence) -> bytes:
         return root_digest(sequence.request.adapter, sequence.request.cache_salt)
 
+    def _contents(self, sequence: Sequence, first: int, last: int) -> Iterator[bytes]:
+        """The packed tokens of each of the full blocks first .. last - 1."""
+        packed = pack(sequence.token_ids[first * self.block_size : last * self.block_size])
+        size = self.block_size * TOKEN_BYTES
+        return (packed[start : start + size] for start in range(0, len(packed), size))
+
     def _extend_digests(self, sequence: Sequence, count: int) -> None:
-        digests, size = sequence.digests, self.block_size
-        while len(digests) < count:
-            start = len(digests) * size
-            parent = digests[-1] if digests else self._root(sequence)
-            digests.append(chain_digest(parent, sequence.token_ids[start : start + size]))
+        """Know the digests of the first `count` blocks."""
+        digests = sequence.digests
+        if count <= len(digests):
+            return
+        parent = digests[-1] if digests else self._root(sequence)
+        for content in self._contents(sequence, len(digests), count):
+            parent = chain_digest(parent, content)
+            digests.append(parent)
 
 
 _NO_MOVES = Moves()

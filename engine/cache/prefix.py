@@ -14,6 +14,7 @@ from typing import Protocol
 
 from .blocks import Block
 
+TOKEN_BYTES = 4
 _DIGEST_BYTES = 16
 
 
@@ -22,10 +23,14 @@ def root_digest(adapter: str | None, salt: str) -> bytes:
     return blake2b(repr((adapter, salt)).encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def chain_digest(parent: bytes, tokens: Tokens[int]) -> bytes:
-    """The digest of a block that holds `tokens` and follows the block of digest `parent`."""
-    packed = struct.pack(f"<{len(tokens)}q", *tokens)
-    return blake2b(parent + packed, digest_size=_DIGEST_BYTES).digest()
+def pack(tokens: Tokens[int]) -> bytes:
+    """Token ids as bytes, `TOKEN_BYTES` each: the content of blocks, to hash and to compare."""
+    return struct.pack(f"<{len(tokens)}I", *tokens)
+
+
+def chain_digest(parent: bytes, content: bytes) -> bytes:
+    """The digest of a block of packed tokens that follows the block of digest `parent`."""
+    return blake2b(parent + content, digest_size=_DIGEST_BYTES).digest()
 
 
 class Prefixes(Protocol):
@@ -33,10 +38,10 @@ class Prefixes(Protocol):
 
     enabled: bool
 
-    def find(self, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> Block | None:
-        """The block that holds `tokens` after the past named by `parent`, or None."""
+    def find(self, digest: bytes, parent: bytes, content: bytes) -> Block | None:
+        """The block that holds `content` after the past named by `parent`, or None."""
 
-    def publish(self, block: Block, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
+    def publish(self, block: Block, digest: bytes, parent: bytes, content: bytes) -> None:
         """Offer a full, computed block; the first block of a content keeps the place."""
 
     def forget(self, block: Block) -> None:
@@ -54,25 +59,25 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._blocks: dict[bytes, Block] = {}
 
-    def find(self, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> Block | None:
+    def find(self, digest: bytes, parent: bytes, content: bytes) -> Block | None:
         block = self._blocks.get(digest)
-        if block is None or block.tokens != tokens or block.parent != parent:
+        if block is None or block.content != content or block.parent != parent:
             return None
         return block
 
-    def publish(self, block: Block, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
+    def publish(self, block: Block, digest: bytes, parent: bytes, content: bytes) -> None:
         if digest not in self._blocks and block.digest is None:
             self._blocks[digest] = block
-            block.digest, block.parent, block.tokens = digest, parent, tokens
+            block.digest, block.parent, block.content = digest, parent, content
 
     def forget(self, block: Block) -> None:
         if block.digest is not None:
             del self._blocks[block.digest]
-            block.digest, block.parent, block.tokens = None, b"", ()
+            block.digest, block.parent, block.content = None, b"", b""
 
     def check(self) -> None:
         for digest, block in self._blocks.items():
-            assert block.digest == digest == chain_digest(block.parent, block.tokens), block.id
+            assert block.digest == digest == chain_digest(block.parent, block.content), block.id
 
 
 class NoPrefixes:
@@ -80,10 +85,10 @@ class NoPrefixes:
 
     enabled = False
 
-    def find(self, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> Block | None:
+    def find(self, digest: bytes, parent: bytes, content: bytes) -> Block | None:
         return None
 
-    def publish(self, block: Block, digest: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
+    def publish(self, block: Block, digest: bytes, parent: bytes, content: bytes) -> None:
         return
 
     def forget(self, block: Block) -> None:

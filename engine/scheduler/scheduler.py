@@ -120,31 +120,24 @@ class Scheduler:
             else:
                 slices.append(self._compute(sequence, count, now))
                 budget -= count
-        admitted = False
-        if not (preempted or awaited) and budget and len(self._running) < self._max_running:
+        places = self._max_running - len(self._running)
+        if self._waiting and budget and places and not (preempted or awaited):
             for sequence in self._policy.order(self._waiting.values(), now):
-                if not budget or len(self._running) >= self._max_running:
+                if not (budget and places):
                     break
                 if sequence.in_flight or sequence.held:
                     continue  # its next token is not known yet
-                if sequence.status is Status.SWAPPED:
-                    fits = self._blocks.swap_in(sequence)
-                else:
-                    if self._blocks.awaits(sequence):
-                        continue
-                    fits = self._blocks.attach(sequence, self._blocks.find_cached(sequence))
-                if not fits:
+                if sequence.status is Status.WAITING and self._blocks.awaits(sequence):
+                    places -= 1  # kept for it
+                    continue
+                if not self._admit(sequence):
                     break
-                del self._waiting[sequence.id]
-                sequence.status = Status.RUNNING
-                self._running.append(sequence)
-                admitted = True
+                places -= 1
                 count = min(sequence.pending, budget)
                 if not self._blocks.reserve(sequence, count):
                     raise AssertionError(f"sequence {sequence.id} was admitted without room")
                 slices.append(self._compute(sequence, count, now))
                 budget -= count
-        if admitted:
             self._running = self._policy.order(self._running, now)
         if not slices:
             stuck = self._live and not self._in_flight
@@ -300,6 +293,18 @@ class Scheduler:
         self._live[sequence.id] = self._waiting[sequence.id] = sequence
         self._family_size[request.id] += 1
         return sequence
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let a waiting sequence run, if there is room for all it has pending."""
+        if sequence.status is Status.SWAPPED:
+            fits = self._blocks.swap_in(sequence)
+        else:
+            fits = self._blocks.attach(sequence, self._blocks.find_cached(sequence))
+        if fits:
+            del self._waiting[sequence.id]
+            sequence.status = Status.RUNNING
+            self._running.append(sequence)
+        return fits
 
     def _compute(self, sequence: Sequence, count: int, now: float) -> Slice:
         """The slice of the next `count` tokens, for which blocks have been reserved."""
