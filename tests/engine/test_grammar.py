@@ -16,8 +16,12 @@ from octavo.engine.errors import InvalidParameter, SequenceFailed
 from octavo.engine.params import GrammarKind, GrammarSpec, SamplingParams
 from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
 from octavo.engine.sampling.grammar_rule import GrammarRule
+from octavo.engine.sampling.logits import standard_rules
+from octavo.engine.sampling.sampler import Sampler
+from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.bitmask import allow_only
 from octavo.server.text.json_schema import enforceable
+from octavo.server.text.structural_tag import Tag, tagged_text
 from octavo.server.text.tokenizer import Tokenizer
 
 from ..schemas import random_schema
@@ -109,6 +113,23 @@ def test_white_space_is_bounded(compiler: GrammarCompiler) -> None:
     assert accepts(compiler.start(spec), "[ 1, \n 2 ]") is False
     assert accepts(compiler.start(spec), "[\n" + " " * 33 + "1]") is False
     assert accepts(compiler.start(spec), "[\n" + " " * 32 + "1\n]") is True
+
+
+def test_a_structural_tag_leaves_text_free_and_binds_what_follows_a_trigger(
+    compiler: GrammarCompiler,
+) -> None:
+    number = '{"type":"integer"}'
+    tags = [
+        Tag(trigger="<f", begin="<f=a>", schema=number, end="</f>"),
+        Tag(trigger="<f", begin="<f=b>", schema='{"type":"null"}', end="</f>"),
+        Tag(trigger="<|tool_call|>", begin="<|tool_call|>", schema=number, end=""),
+    ]
+    text = tagged_text(tags, {"<|tool_call|>": 5}.get)
+    spec = GrammarSpec(GrammarKind.LARK, text)
+    for answer in ("", "a < b", "x <f=a>1</f> y <f=b>null</f>", "so <|tool_call|>12 and"):
+        assert accepts(compiler.start(spec), answer), answer
+    for answer in ("<f=c>", "x <f=a>null</f>", "<f=b>null", "<|tool_call|>x"):
+        assert not accepts(compiler.start(spec), answer), answer
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.01), (0, 0.5), (0, 7), (-0.5, 0), (-7, 0)])
@@ -291,6 +312,55 @@ class TestRule:
         rule.apply(logits, np.array([0]), np.array([0]), histories)
         assert logits[0].argmax() == EOS[0]
         assert logits[0, EOS[0]] == 0
+
+    def test_a_sampler_with_the_rule_gives_valid_answers_whatever_else_is_asked(
+        self, rule: GrammarRule
+    ) -> None:
+        """Rows of one batch, at temperature 2, with a minimum length that outlasts the answer."""
+        value = {"type": "array", "items": {"enum": ["red", "green", None]}, "maxItems": 3}
+        bound = SamplingParams(grammar=schema(value), temperature=2.0, min_tokens=16)
+        rules = (*standard_rules(VOCAB, EOS, REFERENCE), rule)
+        sampler = Sampler(VOCAB, rules, REFERENCE)
+        count = 6
+        for row in range(count):
+            sampler.admit(row, bound if row % 2 else SamplingParams(), seed=row)
+        said: list[list[int]] = [[] for _ in range(count)]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(30):
+            rows = [row for row in range(count) if not said[row] or said[row][-1] not in EOS]
+            histories = Histories(*(([5], output) for output in said))
+            logits = torch.randn(len(rows), VOCAB, generator=generator)
+            sampled = sampler.sample(logits, np.array(rows), histories)
+            assert not sampled.errors
+            for row, token in zip(rows, sampled.token_ids, strict=True):
+                said[row].append(token)
+        for row in range(1, count, 2):
+            assert said[row][-1] == EOS[0]
+            jsonschema.validate(json.loads(text_of(said[row][:-1])), value)
+
+    def test_a_forced_run_taken_at_once_changes_nothing(self, rule: GrammarRule) -> None:
+        """With it or token by token: the same sequence of tokens (only fewer steps)."""
+        value = {"type": "object", "properties": {"first": {}, "b": {"const": "long enough"}}}
+        params = SamplingParams(
+            grammar=schema({**value, "required": ["first", "b"], "additionalProperties": False})
+        )
+        answers = []
+        for at_once in (False, True):
+            sampler = Sampler(VOCAB, (rule,), REFERENCE)
+            sampler.admit(0, params, seed=11)
+            said: list[int] = []
+            steps = 0
+            while not (said and said[-1] in EOS) and len(said) < 400:
+                logits = torch.zeros(1, VOCAB)
+                logits[0, [TOKENIZER.encode(c)[-1] for c in '"1,}']] = 8.0
+                said += sampler.sample(logits, np.array([0]), Histories(([5], said))).token_ids
+                said += rule.forced(0, Histories(([5], said))) if at_once else ()
+                steps += 1
+            answers.append((said, steps))
+        (slow, many), (fast, few) = answers
+        assert slow == fast
+        assert slow[-1] == EOS[0]
+        assert few < many
 
     def test_a_walk_that_fails_leaves_no_token(self, rule: GrammarRule) -> None:
         bad = SamplingParams(grammar=GrammarSpec(GrammarKind.REGEX, "(?=a)b"))
