@@ -55,7 +55,7 @@ class Chat:
         body, raw = await self._desk.read(request, ChatRequest)
         model = model_named(self._desk.models, body.model)
         scores = Scores(output=_top_logprobs(body), prompt=body.prompt_logprobs)
-        max_tokens = chat_max_tokens(body)
+        max_tokens = chat_max_tokens(body, model)
         params = sampling_params(body, model, max_tokens=max_tokens, scores=scores)
         if any(kind != "text" for kind in body.modalities or ()):
             raise InvalidParameter("modalities: only 'text' is offered.", param="modalities")

@@ -122,10 +122,12 @@ def completion_max_tokens(request: CompletionRequest) -> int:
     return 16 if request.max_tokens is None else request.max_tokens
 
 
-def chat_max_tokens(request: ChatRequest) -> int | None:
+def chat_max_tokens(request: ChatRequest, model: ServedModel) -> int | None:
     """None: up to the end of the context."""
     newer = request.max_completion_tokens
-    return request.max_tokens if newer is None else newer
+    given = request.max_tokens if newer is None else newer
+    default = model.sampling_defaults.get("max_tokens")
+    return int(default) if given is None and default is not None else given
 
 
 def check_context(prompt: Sequence[int], max_tokens: int | None, context: int, param: str) -> None:
