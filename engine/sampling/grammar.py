@@ -171,7 +171,10 @@ class GrammarCompiler:
         Raises:
             SequenceFailed: the text is no grammar, or too big a one.
         """
-        prototype = self._future(spec).result()
+        try:
+            prototype = self._future(spec).result()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise SequenceFailed(f"the grammar is no {spec.kind}: {error}") from None
         grammar = Grammar(prototype.deep_copy(), self._tokenizer.eos_token)
         if grammar.error is not None:
             raise SequenceFailed(grammar.error)

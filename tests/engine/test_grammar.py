@@ -200,6 +200,11 @@ def test_a_token_that_is_not_allowed_fails_the_sequence(compiler: GrammarCompile
         schema({"$ref": "#/$defs/none"}),
         GrammarSpec(GrammarKind.REGEX, "(?=a)b"),
         GrammarSpec(GrammarKind.LARK, "start: missing"),
+        GrammarSpec(GrammarKind.JSON_SCHEMA, "{"),
+        GrammarSpec(GrammarKind.JSON_SCHEMA, "[]"),
+        GrammarSpec(GrammarKind.JSON_SCHEMA, '{"items":' * 5000 + "{}" + "}" * 5000),
+        GrammarSpec(GrammarKind.CHOICE, "7"),
+        GrammarSpec(GrammarKind.GBNF, 'root ::= "x"'),
     ],
 )
 def test_what_is_no_grammar_fails_the_sequence(
