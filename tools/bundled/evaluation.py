@@ -36,7 +36,7 @@ from bundled.generation import generate
 from bundled.model import Llama, Shape
 from bundled.packing import Tokens
 from bundled.training import next_token_loss
-from bundled.vocabulary import BEGIN_OF_TEXT, END_OF_TEXT_ID, IM_END_ID, chat_text
+from bundled.vocabulary import BEGIN_OF_TEXT, END_OF_TEXT_ID, IM_END, IM_END_ID, chat_text
 
 WINDOW = 512
 ENDS = (END_OF_TEXT_ID, IM_END_ID)
@@ -165,21 +165,30 @@ def passage_losses(pair: dict[str, Llama], tokenizer: Tokenizer, text: str) -> d
     return {"text": text, "tokens": ids.shape[1], "loss": losses}
 
 
+@torch.no_grad()
 def exact_matches(model: Llama, tokenizer: Tokenizer, forms: list[Form]) -> dict[str, Any]:
-    """The share of right answers by kind of form."""
+    """How many forms of each kind the model answers exactly, decoding greedily."""
     right: dict[str, list[bool]] = {}
     for form in forms:
-        right.setdefault(form.kind, []).append(answer(model, tokenizer, form.chat) == form.answer)
+        right.setdefault(form.kind, []).append(answers_exactly(model, tokenizer, form))
     return {
         kind: {"right": sum(marks), "asked": len(marks)} for kind, marks in sorted(right.items())
     }
 
 
-def answer(model: Llama, tokenizer: Tokenizer, chat: list[Message], *, most: int = 64) -> str:
-    """The greedy answer to a chat, special tokens and all, up to its end."""
-    prompt = tokenizer.encode(chat_text(chat, prompt=True), add_special_tokens=False).ids
-    ids = generate(model, torch.tensor([prompt]), most=most, ends=ENDS)[0].tolist()
-    return decoded(tokenizer, ids)
+def answers_exactly(model: Llama, tokenizer: Tokenizer, form: Form) -> bool:
+    """Whether greedy decoding gives the answer and then ends.
+
+    It does if and only if every token of the answer is the likeliest one after those before it, so
+    one pass over prompt and answer decides.
+    """
+    prompt, answer = (
+        tokenizer.encode(text, add_special_tokens=False).ids
+        for text in (chat_text(form.chat, prompt=True), form.answer + IM_END)
+    )
+    ids = torch.tensor([prompt + answer])
+    likeliest = model.logits(model(ids[:, :-1]))[0, len(prompt) - 1 :].argmax(dim=-1)
+    return likeliest.tolist() == answer
 
 
 def sampled(model: Llama, tokenizer: Tokenizer, sample: Sample) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from bundled.model import Llama, Shape
 from bundled.optimizer import Optimizer, Schedule
 from bundled.packing import Mixture, Tokens, Windows
 
-EARLY = Mixture(shares=(0.65, 0.19, 0.16), length=512)
+EARLY = Mixture(shares=(0.60, 0.16, 0.24), length=512)
 LATE = Mixture(shares=(0.40, 0.35, 0.25), length=2048)
 LATE_SHARE = 0.15
 
