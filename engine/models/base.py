@@ -108,3 +108,4 @@ class Model(ABC):
         """All parameters are loaded."""
         for block in self._blocks:
             block.finish()
+        self._head.finish()

@@ -100,7 +100,12 @@ class _Plan:
             return parts[0].attend(cache, query, scale, softcap)
         out = torch.empty_like(query)
         for part in parts:
-            out[part.rows] = part.attend(cache, query[part.rows], scale, softcap)
+            rows = part.rows
+            if isinstance(rows, slice):
+                out[rows] = part.attend(cache, query[rows], scale, softcap)
+            else:
+                attended = part.attend(cache, query.index_select(0, rows), scale, softcap)
+                out.index_copy_(0, rows, attended)
         return out
 
     def _divide(self, window: int | None, group: int, dtype: torch.dtype) -> list[_Crowd | _Alone]:
