@@ -37,8 +37,11 @@ class Head:
         config = blueprint.config
         self._name = name
         self._pack_linear = blueprint.ops.pack_linear
-        self._own = None if tied_to else blueprint.empty(config.vocab_size, config.hidden_size)
-        weight = tied_to.weight if tied_to else self._own
+        self._own: Tensor | None = None
+        if tied_to is not None:
+            weight = tied_to.weight
+        else:
+            weight = self._own = blueprint.empty(config.vocab_size, config.hidden_size)
         self._multiply: Callable[[Tensor], Tensor] = partial(F.linear, weight=weight)
 
     def __call__(self, hidden: Tensor) -> Tensor:
