@@ -9,21 +9,13 @@ step, while a host block that is being read may not: it waits behind the fence f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..sequence import NOWHERE, Sequence
 from ..step import Moves
 from .blocks import Block, BlockPool
-from .prefix import (
-    TOKEN_BYTES,
-    NoPrefixes,
-    Prefixes,
-    PrefixIndex,
-    chain_digest,
-    pack,
-    root_digest,
-)
+from .prefix import NoPrefixes, Prefixes, PrefixIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,56 +45,29 @@ class BlockManager:
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
         self._host = BlockPool(num_host_blocks)
-        self._prefixes: Prefixes = PrefixIndex() if prefix_caching else NoPrefixes()
-        self._computing: dict[bytes, int] = {}  # digest of a block being computed -> its step
+        self._prefixes: Prefixes = PrefixIndex(block_size) if prefix_caching else NoPrefixes()
         self._swap_out: list[tuple[int, int]] = []
         self._swap_in: list[tuple[int, int]] = []
         self._copies: list[tuple[int, int]] = []
         self._step = 0  # of the plan being made
         self._settled = -1  # the newest committed step
-        self._prefix_queries = self._prefix_hits = 0
         self._blocks_swapped_out = self._blocks_swapped_in = self._blocks_copied = 0
 
     # --- the life of a table -------------------------------------------------------------------
 
-    def find_cached(self, sequence: Sequence) -> list[Block]:
-        """The blocks that already hold a prefix of `sequence`. No effect.
-
-        The last position to compute is never among them: its logits are needed. Nothing is
-        found while prompt log-probabilities are wanted: they need every position computed.
-        """
-        if not self._prefixes.enabled or sequence.scoring:
-            return []
-        count = self._attachable(sequence)
-        self._extend_digests(sequence, count)
-        found: list[Block] = []
-        parent = self._root(sequence)
-        contents = self._contents(sequence, 0, count)
-        for digest, content in zip(sequence.digests, contents, strict=False):
-            block = self._prefixes.find(digest, parent, content)
-            if block is None:
-                break
-            found.append(block)
-            parent = digest
-        return found
-
     def awaits(self, sequence: Sequence) -> bool:
-        """Whether the next uncached prefix block of `sequence` is just being computed.
+        """Whether the next uncached prefix block of `sequence` is just being computed."""
+        return self._prefixes.awaits(sequence)
 
-        Whoever computes a block holds all blocks before it, so that any block of the prefix
-        among those being computed tells.
-        """
-        if not self._computing or sequence.scoring:
-            return False
-        count = self._attachable(sequence)
-        self._extend_digests(sequence, count)
-        return not self._computing.keys().isdisjoint(sequence.digests[:count])
+    def announce(self, sequence: Sequence, count: int) -> None:
+        """The plan being made computes the next `count` positions of `sequence`: others that
+        want the same blocks may wait for them (`awaits`)."""
+        self._prefixes.announce(sequence, count, self._step)
 
-    def attach(self, sequence: Sequence, cached: list[Block]) -> bool:
-        """Start `sequence` on its cached blocks, if all it has pending would then fit too.
-
-        False, and no effect, when it would not.
-        """
+    def attach(self, sequence: Sequence) -> bool:
+        """Start `sequence` on the blocks that hold a prefix of it, if all it has pending would
+        then fit too. False, and no effect, when it would not."""
+        cached = self._prefixes.find(sequence)
         missing = self._blocks_for(sequence.computed + sequence.pending) - len(cached)
         if missing > self._pool.free - sum(block.listed for block in cached):
             return False
@@ -112,10 +77,8 @@ class BlockManager:
         sequence.published = len(cached)
         sequence.computed = len(cached) * self.block_size
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
-            if self._prefixes.enabled and not sequence.scoring:
-                self._prefix_queries += sequence.prompt_length
-                self._prefix_hits += sequence.computed
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+            self._prefixes.count(sequence, sequence.cached_tokens)
         return True
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
@@ -149,30 +112,10 @@ class BlockManager:
             need += 1
         return need - self._pool.free
 
-    def announce(self, sequence: Sequence, count: int) -> None:
-        """The plan being made computes the next `count` positions of `sequence`: others that
-        want the same blocks may wait for them (`awaits`)."""
-        if not self._prefixes.enabled:
-            return
-        first = sequence.computed // self.block_size
-        last = min(sequence.computed + count, len(sequence.token_ids)) // self.block_size
-        self._extend_digests(sequence, last)
-        for digest in sequence.digests[first:last]:
-            self._computing[digest] = self._step
-
     def publish(self, sequence: Sequence, computed: int) -> None:
-        """Offer the full blocks among the first `computed` positions, which a committed step has
-        written, to the prefix index."""
-        full = computed // self.block_size
-        if full <= sequence.published or not self._prefixes.enabled:
-            return
-        self._extend_digests(sequence, full)
-        for content in self._contents(sequence, sequence.published, full):
-            index = sequence.published
-            parent = sequence.digests[index - 1] if index else self._root(sequence)
-            block = self._pool.blocks[sequence.block_table[index]]
-            self._prefixes.publish(block, sequence.digests[index], parent, content)
-            sequence.published += 1
+        """A committed step has written the first `computed` positions: let the full blocks among
+        them be found."""
+        self._prefixes.publish(sequence, computed, self._pool.blocks)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, a copy of `parent`'s history, share all of its blocks."""
@@ -282,8 +225,7 @@ class BlockManager:
         self._settled = step
         self._pool.settle(step)
         self._host.settle(step)
-        if self._computing:
-            self._computing = {d: s for d, s in self._computing.items() if s > step}
+        self._prefixes.settle(step)
 
     @property
     def behind_fence(self) -> int:
@@ -295,8 +237,8 @@ class BlockManager:
         return Usage(
             blocks_used=self._pool.used,
             host_blocks_used=self._host.used,
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
+            prefix_queries=self._prefixes.queries,
+            prefix_hits=self._prefixes.hits,
             blocks_swapped_out=self._blocks_swapped_out,
             blocks_swapped_in=self._blocks_swapped_in,
             blocks_copied=self._blocks_copied,
@@ -331,33 +273,10 @@ class BlockManager:
     def _blocks_for(self, tokens: int) -> int:
         return (tokens + self.block_size - 1) // self.block_size
 
-    def _attachable(self, sequence: Sequence) -> int:
-        """Full blocks before the last position to compute."""
-        return (min(len(sequence.token_ids), sequence.end) - 1) // self.block_size
-
     def _take(self) -> Block:
         block = self._pool.take()
         self._prefixes.forget(block)
         return block
-
-    def _root(self, sequence: Sequence) -> bytes:
-        return root_digest(sequence.request.adapter, sequence.request.cache_salt)
-
-    def _contents(self, sequence: Sequence, first: int, last: int) -> Iterator[bytes]:
-        """The packed tokens of each of the full blocks first .. last - 1."""
-        packed = pack(sequence.token_ids[first * self.block_size : last * self.block_size])
-        size = self.block_size * TOKEN_BYTES
-        return (packed[start : start + size] for start in range(0, len(packed), size))
-
-    def _extend_digests(self, sequence: Sequence, count: int) -> None:
-        """Know the digests of the first `count` blocks."""
-        digests = sequence.digests
-        if count <= len(digests):
-            return
-        parent = digests[-1] if digests else self._root(sequence)
-        for content in self._contents(sequence, len(digests), count):
-            parent = chain_digest(parent, content)
-            digests.append(parent)
 
 
 _NO_MOVES = Moves()

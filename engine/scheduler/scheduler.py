@@ -60,7 +60,8 @@ class Scheduler:
         self._family_size: Counter[str] = Counter()  # live sequences of each request
         self._live: dict[int, Sequence] = {}
         self._waiting: dict[int, Sequence] = {}  # WAITING or SWAPPED
-        self._running: list[Sequence] = []  # in policy order
+        self._running: list[Sequence] = []  # in policy order, once `_ordered`
+        self._ordered = True
         self._in_flight: deque[StepPlan] = deque()
         self._retired: list[int] = []  # to be told to the compute wing with the next plan
         self._step = 0  # number of the next plan
@@ -74,9 +75,12 @@ class Scheduler:
         return bool(self._live)
 
     def add(self, request: Request, now: float) -> None:
-        """Take a request in. Its id must not be that of a live one."""
+        """Take a request in. Its id must not be that of a live one, and its prompt must have a
+        token and fit in the context: a request is valid once it is here (ValueError)."""
         if request.id in self._searches:
             raise ValueError(f"request {request.id!r} is live already")
+        if not 1 <= len(request.prompt_token_ids) <= self._capacity.max_model_len:
+            raise ValueError(f"request {request.id!r} has a prompt that cannot be computed")
         choices = open_choices(request)
         if not choices:
             return
@@ -100,6 +104,9 @@ class Scheduler:
         slices: list[Slice] = []
         awaited = 0  # blocks behind the fence that sequences of this step wait for
         preempted = False
+        if not self._ordered:
+            self._running = self._policy.order(self._running, now)
+            self._ordered = True
         position = 0
         while position < len(self._running) and budget:
             sequence = self._running[position]
@@ -138,7 +145,6 @@ class Scheduler:
                     raise AssertionError(f"sequence {sequence.id} was admitted without room")
                 slices.append(self._compute(sequence, count, now))
                 budget -= count
-            self._running = self._policy.order(self._running, now)
         if not slices:
             stuck = self._live and not self._in_flight
             return self.schedule(now) if stuck and self._make_way(now) else None
@@ -253,11 +259,8 @@ class Scheduler:
         child.first_scheduled = parent.first_scheduled
         child.limit, child.end = parent.limit, parent.end
         if parent.status is Status.RUNNING and len(self._running) < self._max_running:
-            del self._waiting[child.id]
             self._blocks.fork(parent, child)
-            child.status = Status.RUNNING
-            self._running.append(child)
-            self._running = self._policy.order(self._running, 0.0)
+            self._run(child)
         return child
 
     def end(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -299,12 +302,16 @@ class Scheduler:
         if sequence.status is Status.SWAPPED:
             fits = self._blocks.swap_in(sequence)
         else:
-            fits = self._blocks.attach(sequence, self._blocks.find_cached(sequence))
+            fits = self._blocks.attach(sequence)
         if fits:
-            del self._waiting[sequence.id]
-            sequence.status = Status.RUNNING
-            self._running.append(sequence)
+            self._run(sequence)
         return fits
+
+    def _run(self, sequence: Sequence) -> None:
+        del self._waiting[sequence.id]
+        sequence.status = Status.RUNNING
+        self._running.append(sequence)
+        self._ordered = False
 
     def _compute(self, sequence: Sequence, count: int, now: float) -> Slice:
         """The slice of the next `count` tokens, for which blocks have been reserved."""

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from octavo.engine.cache.blocks import BlockPool
 from octavo.engine.cache.manager import BlockManager
-from octavo.engine.cache.prefix import PrefixIndex, chain_digest, pack, root_digest
+from octavo.engine.cache.prefix import chain_digest, pack, root_digest
 from octavo.engine.params import SamplingParams
 from octavo.engine.sequence import NOWHERE, Sequence
 from octavo.engine.step import Moves
@@ -123,62 +123,68 @@ class TestPrefixIndex:
         assert root_digest("a", "b") != root_digest("ab", "")
 
     def test_a_collision_is_a_miss(self) -> None:
-        index = PrefixIndex()
-        block = BlockPool(1).take()
-        index.publish(block, b"digest", b"parent", b"12")
-        assert index.find(b"digest", b"parent", b"12") is block
-        assert index.find(b"digest", b"parent", b"19") is None
-        assert index.find(b"digest", b"other", b"12") is None
+        manager = make_manager()
+        first = make_sequence(1, list(range(9)))
+        manager.attach(first)
+        compute(manager, first)
+        impostor = manager._pool.blocks[first.block_table[1]]
+        index = manager._prefixes
+        assert len(index.find(make_sequence(2, list(range(9))))) == 2
+        impostor.content = bytes(len(impostor.content))
+        assert len(index.find(make_sequence(2, list(range(9))))) == 1
 
     def test_the_first_block_of_a_content_keeps_the_place(self) -> None:
-        index = PrefixIndex()
-        pool = BlockPool(2)
-        first, second = pool.take(), pool.take()
-        index.publish(first, b"digest", b"", b"1")
-        index.publish(second, b"digest", b"", b"1")
-        assert second.digest is None
-        index.forget(second)
-        assert index.find(b"digest", b"", b"1") is first
+        manager = make_manager()
+        twins = [make_sequence(number, list(range(5))) for number in (1, 2)]
+        for twin in twins:
+            manager.attach(twin)
+            manager.reserve(twin, 5)
+            twin.computed = 5
+        for twin in twins:
+            manager.publish(twin, 5)
+        manager.free(twins[1])
+        (found,) = manager._prefixes.find(make_sequence(3, list(range(5))))
+        assert found.id == twins[0].block_table[0]
+        manager.check([twins[0]])
 
 
 class TestManager:
     def test_full_blocks_are_found_but_never_the_last_token(self) -> None:
         manager = make_manager()
         first = make_sequence(1, list(range(8)))
-        assert manager.attach(first, manager.find_cached(first))
+        assert manager.attach(first)
         assert compute(manager, first)
         same = make_sequence(2, list(range(8)))
-        found = manager.find_cached(same)
-        assert [block.id for block in found] == first.block_table[:1]
-        assert manager.attach(same, found)
+        assert manager.attach(same)
+        assert same.block_table == first.block_table[:1]
         assert (same.computed, same.cached_tokens) == (4, 4)
         longer = make_sequence(3, list(range(9)))
-        assert len(manager.find_cached(longer)) == 2
+        assert len(manager._prefixes.find(longer)) == 2
         manager.check([first, same])
         assert manager.usage.prefix_hits == 4 and manager.usage.prefix_queries == 16
 
     def test_nothing_is_found_under_another_salt_or_with_prompt_scores_wanted(self) -> None:
         manager = make_manager()
         first = make_sequence(1, list(range(9)))
-        manager.attach(first, [])
+        manager.attach(first)
         compute(manager, first)
-        assert not manager.find_cached(make_sequence(2, list(range(9)), salt="other"))
+        assert not manager._prefixes.find(make_sequence(2, list(range(9)), salt="other"))
         scored = make_sequence(3, list(range(9)))
         scored.scoring = True
-        assert not manager.find_cached(scored)
+        assert not manager._prefixes.find(scored)
 
     def test_a_freed_prefix_is_found_until_its_block_is_given_out(self) -> None:
         manager = make_manager(blocks=3)
         first = make_sequence(1, list(range(9)))
-        manager.attach(first, [])
+        manager.attach(first)
         compute(manager, first)
         manager.free(first)
         again = make_sequence(2, list(range(9)))
-        assert len(manager.find_cached(again)) == 2
+        assert len(manager._prefixes.find(again)) == 2
         other = make_sequence(3, [50, 51, 52, 53, 54])
-        assert manager.attach(other, []) and compute(manager, other)
+        assert manager.attach(other) and compute(manager, other)
         # The end of the old prefix went first, its beginning is still there.
-        assert len(manager.find_cached(again)) == 1
+        assert len(manager._prefixes.find(again)) == 1
         manager.check([other])
 
     def test_reserve_that_does_not_fit_changes_nothing(self) -> None:
@@ -192,7 +198,7 @@ class TestManager:
     def test_a_shared_tail_is_copied_by_all_but_the_last_holder(self) -> None:
         manager = make_manager()
         parent = make_sequence(1, list(range(6)))
-        manager.attach(parent, [])
+        manager.attach(parent)
         compute(manager, parent)
         children = [make_sequence(number, list(range(6))) for number in (2, 3)]
         family = [parent, *children]
@@ -214,7 +220,7 @@ class TestManager:
     def test_copy_on_write_that_does_not_fit_changes_nothing(self) -> None:
         manager = make_manager(blocks=2)
         parent = make_sequence(1, list(range(6)))
-        manager.attach(parent, [])
+        manager.attach(parent)
         compute(manager, parent)
         child = make_sequence(2, list(range(7)))
         manager.fork(parent, child)
@@ -225,7 +231,7 @@ class TestManager:
     def test_swapping_copies_only_what_is_held_alone(self) -> None:
         manager = make_manager()
         parent = make_sequence(1, list(range(8)))
-        manager.attach(parent, [])
+        manager.attach(parent)
         compute(manager, parent)
         child = make_sequence(2, [*range(8), 20, 21])
         manager.fork(parent, child)
@@ -251,7 +257,7 @@ class TestManager:
         manager = make_manager(blocks=4, host=1)
         first, second = make_sequence(1, [1, 2, 3]), make_sequence(2, [4, 5, 6])
         for sequence in (first, second):
-            manager.attach(sequence, [])
+            manager.attach(sequence)
             compute(manager, sequence)
         assert manager.swap_out(first)
         manager.take_moves(0)
@@ -266,7 +272,7 @@ class TestManager:
     def test_swapping_without_room_changes_nothing(self) -> None:
         manager = make_manager(blocks=4, host=1)
         sequence = make_sequence(1, list(range(8)))
-        manager.attach(sequence, [])
+        manager.attach(sequence)
         compute(manager, sequence)
         assert not manager.swap_out(sequence)
         assert not manager.take_moves(0) and sequence.host_table == []
@@ -275,7 +281,7 @@ class TestManager:
     def test_a_swap_of_what_is_freed_before_it_was_sent_is_not_sent(self) -> None:
         manager = make_manager()
         sequence = make_sequence(1, list(range(8)))
-        manager.attach(sequence, [])
+        manager.attach(sequence)
         compute(manager, sequence)
         assert manager.swap_out(sequence)
         manager.free(sequence)
@@ -285,7 +291,7 @@ class TestManager:
     def test_trim_gives_back_the_blocks_of_rejected_positions(self) -> None:
         manager = make_manager()
         sequence = make_sequence(1, list(range(6)))
-        manager.attach(sequence, [])
+        manager.attach(sequence)
         compute(manager, sequence)
         assert manager.reserve(sequence, 5)
         sequence.computed += 5
@@ -299,7 +305,7 @@ class TestManager:
     def test_a_sequence_waits_for_a_block_that_is_just_being_computed(self) -> None:
         manager = make_manager()
         first, second = make_sequence(1, list(range(9))), make_sequence(2, list(range(9)))
-        manager.attach(first, [])
+        manager.attach(first)
         assert not manager.awaits(second)
         manager.announce(first, 9)
         manager.reserve(first, 9)
@@ -310,7 +316,7 @@ class TestManager:
         manager.settle(0)
         manager.publish(first, 9)
         assert not manager.awaits(second)
-        assert len(manager.find_cached(second)) == 2
+        assert len(manager._prefixes.find(second)) == 2
 
 
 class Blocks(RuleBasedStateMachine):
@@ -365,7 +371,7 @@ class Blocks(RuleBasedStateMachine):
     def come(self, tokens: list[int]) -> None:
         sequence = self.new(tokens)
         used = self.manager.usage.blocks_used
-        if self.manager.attach(sequence, self.manager.find_cached(sequence)):
+        if self.manager.attach(sequence):
             self.resident.append(sequence)
             self.grow_by(sequence, sequence.pending)
             assert self.planned[-1] is sequence, "attached without room for the rest"
