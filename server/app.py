@@ -81,14 +81,13 @@ def create_app(
         version=__version__,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
-        root_path=settings.root_path or "",
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.generation = generation
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
     if settings.api_key:
-        app.add_middleware(KeyGuard, keys=settings.api_key, root_path=settings.root_path or "")
+        app.add_middleware(KeyGuard, keys=settings.api_key)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
@@ -96,7 +95,12 @@ def create_app(
         allow_headers=("*",),
         expose_headers=("x-request-id", "openai-processing-ms", "retry-after"),
     )
-    app.add_middleware(Reception, metrics=metrics, log_requests=settings.log_requests)
+    app.add_middleware(
+        Reception,
+        metrics=metrics,
+        log_requests=settings.log_requests,
+        root_path=settings.root_path or "",
+    )
     return app
 
 

@@ -41,8 +41,12 @@ class Reception:
     Also the last resort: an exception that nobody expected becomes a 500 without details.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_requests: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, log_requests: bool, root_path: str = ""
+    ) -> None:
+        """`root_path`: where a proxy shows the API; requests may come with it or without."""
         self._app = app
+        self._root_path = root_path
         self._metrics = metrics
         self._log_requests = log_requests
 
@@ -50,6 +54,7 @@ class Reception:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["root_path"] = self._root_path
         tally = Tally(id=_request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["tally"] = tally
         current_request_id.set(tally.id)
@@ -101,10 +106,9 @@ class Reception:
 class KeyGuard:
     """Lets nobody in without one of the keys, except to the probes."""
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], root_path: str) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
-        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._may_pass(scope):
@@ -115,7 +119,7 @@ class KeyGuard:
         await error_answer(error)(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        if scope["path"].removeprefix(self._root_path) in PROBES:
+        if scope["path"].removeprefix(scope["root_path"]) in PROBES:
             return True
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = _digest(key.strip())

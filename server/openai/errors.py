@@ -22,6 +22,8 @@ A class that is not listed has its parent's row. The body is always
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 
 class InvalidKey(RequestError):
@@ -88,6 +91,7 @@ _CLOSE = MappingProxyType({"connection": "close"})
 _LATER = MappingProxyType({"retry-after": "2"})
 _SOON = MappingProxyType({"retry-after": "1"})
 _BEARER = MappingProxyType({"www-authenticate": "Bearer"})
+_LINGER_SECONDS = 1.0
 _INVALID = "invalid_request_error"
 _BUG = Row(500, "server_error", "internal_error")
 
@@ -131,12 +135,31 @@ def error_body(error: BaseException) -> bytes:
 def error_answer(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
     """The whole HTTP answer to a request that ended in `error`."""
     row = row_of(error)
-    return Response(
+    kind = _LastAnswer if row.headers is _CLOSE else Response
+    return kind(
         error_body(error),
         status_code=row.status,
         headers={**row.headers, **(headers or {})},
         media_type="application/json",
     )
+
+
+class _LastAnswer(Response):
+    """Sent while the body may still be coming in.
+
+    The connection is closed after it. Were that done with unread bytes in the socket, TCP would
+    reset it and the client never see the answer; so what comes is read and dropped for a moment.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"type": "http.response.start", "status": self.status_code}
+        await send({**head, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body"})
 
 
 async def on_octavo_error(request: Request, error: Exception) -> Response:

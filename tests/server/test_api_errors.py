@@ -1,0 +1,502 @@
+"""API contract, sections 1 (endpoints) and 6 (errors and headers)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from octavo.engine import errors as engine_errors
+from octavo.engine.async_engine import EngineStatus
+from octavo.engine.errors import OctavoError
+from octavo.engine.step import Delta
+from octavo.server.openai.body import MAX_DEPTH
+from octavo.server.openai.errors import TABLE, row_of
+from octavo.version import __version__
+
+from ..fakes.engine import ScriptedEngine
+from .serving import Served, encoded, error_of, listening, model, saying, serve
+
+PATH = "/v1/completions"
+CHAT = "/v1/chat/completions"
+KEY = {"Authorization": "Bearer secret"}
+
+
+async def raw(server: Served, body: bytes, **headers: str) -> httpx.Response:
+    return await server.http.post(
+        PATH, content=body, headers={"content-type": "application/json", **headers}
+    )
+
+
+# --- section 1 -----------------------------------------------------------------------------------
+
+
+async def test_s1_models_are_listed_with_their_names() -> None:
+    answer = (await serve().http.get("/v1/models")).json()
+    assert answer["object"] == "list"
+    assert [entry["id"] for entry in answer["data"]] == ["tiny", "org/alias"]
+    entry = answer["data"][0]
+    assert (entry["object"], entry["created"]) == ("model", 1700000000)
+    assert entry["owned_by"]
+    assert entry["max_model_len"] == 512
+    assert entry["parent"] is None
+    assert entry["permission"][0]["object"] == "model_permission"
+
+
+@pytest.mark.parametrize("path", ["tiny", "org/alias", "org%2Falias"])
+async def test_s1_a_model_is_shown_whatever_way_its_slash_is_written(path: str) -> None:
+    answer = (await serve().http.get(f"/v1/models/{path}")).json()
+    assert answer["id"] in ("tiny", "org/alias")
+
+
+async def test_s1_an_unknown_model_id_is_404() -> None:
+    response = await serve().http.get("/v1/models/no/such")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["/health", "/readyz"])
+async def test_s1_health_is_200_when_able_to_serve_and_503_with_the_stage_when_not(
+    path: str,
+) -> None:
+    server = serve()
+    assert (await server.http.get(path)).status_code == 200
+    assert (await server.http.head(path)).status_code == 200
+    for status in (
+        EngineStatus("starting", "loading weights"),
+        EngineStatus("restarting", "the engine ended by signal 9"),
+        EngineStatus("dead", "it was given up"),
+    ):
+        server.engine.status = status
+        response = await server.http.get(path)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) > 0
+        message = error_of(response)["message"]
+        assert status.stage in message
+        assert status.detail in message
+        assert (await server.http.get("/livez")).status_code == 200
+
+
+async def test_s1_health_is_503_while_draining_and_newcomers_are_refused() -> None:
+    server = serve()
+    server.app.state.generation.draining = True
+    assert (await server.http.get("/readyz")).status_code == 503
+    response = await server.post(PATH, {"prompt": "a"})
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "shutting_down"
+    assert response.headers["retry-after"]
+
+
+async def test_s1_metrics_are_prometheus_text() -> None:
+    server = serve()
+    await server.complete()
+    response = await server.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "# TYPE octavo:generation_tokens_total counter" in response.text
+
+
+async def test_s1_version_load_and_ping() -> None:
+    server = serve()
+    assert (await server.http.get("/version")).json() == {"version": __version__}
+    assert (await server.http.get("/load")).json() == {"server_load": 0}
+    assert (await server.http.get("/ping")).status_code == 200
+    assert (await server.http.post("/ping")).status_code == 200
+
+
+async def test_s1_tokenize_a_prompt_and_back() -> None:
+    server = serve()
+    answer = (
+        await server.post("/tokenize", {"prompt": "once upon", "return_token_strs": True})
+    ).json()
+    ids = encoded("once upon")
+    assert answer["tokens"] == [0, *ids]
+    assert answer["count"] == len(ids) + 1
+    assert answer["max_model_len"] == 512
+    assert "".join(answer["token_strs"]) == "<s>once upon"
+    plain = await server.post("/tokenize", {"prompt": "once upon", "add_special_tokens": False})
+    assert plain.json()["tokens"] == ids
+    assert plain.json()["token_strs"] is None
+    back = await server.post("/detokenize", {"tokens": ids})
+    assert back.json() == {"prompt": "once upon"}
+
+
+async def test_s1_tokenize_messages_as_chat_does() -> None:
+    server = serve()
+    messages = [{"role": "user", "content": "hello"}]
+    answer = (await server.post("/tokenize", {"messages": messages})).json()
+    await server.chat()
+    assert answer["tokens"] == list(server.engine.requests[0].prompt_token_ids)
+    shorter = await server.post("/tokenize", {"messages": messages, "add_generation_prompt": False})
+    assert shorter.json()["count"] < answer["count"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": [10**6]}),
+        ("/detokenize", {"tokens": "a"}),
+        ("/detokenize", {}),
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}),
+        ("/tokenize", {"prompt": 5}),
+    ],
+)
+async def test_s1_bad_tokens_are_400(path: str, body: Any) -> None:
+    await serve().refusal(path, body)
+
+
+async def test_s1_tokenizer_info_names_the_end_token() -> None:
+    info = (await serve().http.get("/tokenizer_info")).json()
+    assert info["eos_token"] == "</s>"
+
+
+async def test_s1_openapi_describes_what_is_served() -> None:
+    server = serve()
+    document = (await server.http.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        *("/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model}"),
+        *("/tokenize", "/detokenize", "/tokenizer_info"),
+        *("/health", "/readyz", "/livez", "/ping", "/version", "/load", "/metrics"),
+    }
+    text = json.dumps(document)
+    named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert named <= set(document["components"]["schemas"])
+    ids = [op["operationId"] for path in document["paths"].values() for op in path.values()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/completionsx", "/score"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_s1_an_endpoint_that_is_not_offered_is_404(path: str, method: str) -> None:
+    response = await serve().http.request(method, path)
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", PATH, "POST"),
+        ("DELETE", CHAT, "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("POST", "/v1/models/tiny", "GET"),
+        ("PUT", "/ping", "GET, POST"),
+    ],
+)
+async def test_s1_a_wrong_method_is_405_with_allow(method: str, path: str, allowed: str) -> None:
+    response = await serve().http.request(method, path)
+    assert response.status_code == 405
+    assert error_of(response)["code"] == "method_not_allowed"
+    assert set(response.headers["allow"].split(", ")) == set(allowed.split(", "))
+
+
+# --- section 6 -----------------------------------------------------------------------------------
+
+
+def test_s6_every_error_of_the_tree_has_a_row_that_the_docstring_shows() -> None:
+    from octavo.server.openai import errors
+
+    kinds = [kind for module in (engine_errors, errors) for kind in vars(module).values()]
+    ours = {k for k in kinds if isinstance(k, type) and issubclass(k, OctavoError)}
+    reachable = {
+        k for k in ours if issubclass(k, engine_errors.RequestError | engine_errors.EngineError)
+    }
+    for kind in reachable:
+        assert any(base in TABLE for base in kind.__mro__), kind
+    assert errors.__doc__ is not None
+    drawn = {
+        words[0]: (int(words[1]), words[2], words[3])
+        for line in errors.__doc__.splitlines()
+        if len(words := line.strip(" │├└─").split()) == 4 and words[1].isdecimal()
+    }
+    listed = {kind.__name__: (row.status, row.type, row.code) for kind, row in TABLE.items()}
+    assert drawn == listed
+
+
+def test_s6_what_is_no_error_of_ours_is_a_500() -> None:
+    assert row_of(KeyError("x")).status == 500
+
+
+MALFORMED = {
+    "nothing": b"",
+    "spaces": b"   ",
+    "cut short": b'{"prompt": "a"',
+    "not json": b"hello",
+    "a list": b'["a"]',
+    "a string": b'"a"',
+    "a number": b"5",
+    "null": b"null",
+    "NaN": b'{"prompt": "a", "temperature": NaN}',
+    "Infinity": b'{"prompt": "a", "temperature": Infinity}',
+    "-Infinity": b'{"prompt": "a", "temperature": -Infinity}',
+    "1e400": b'{"prompt": "a", "temperature": 1e400}',
+    "broken UTF-8": b'{"prompt": "\xff"}',
+    "surrogate bytes": b'{"prompt": "\xed\xa0\x80"}',
+    "lone surrogate": b'{"prompt": "\\ud800"}',
+    "lone surrogate in a key": b'{"prompt": "a", "\\udc00": 1}',
+    "raw control character": b'{"prompt": "a\x01"}',
+    "raw line break": b'{"prompt": "a\n"}',
+    "a key twice": b'{"prompt": "a", "prompt": "b"}',
+    "a huge integer": b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+    "a big integer": b'{"prompt": "a", "seed": ' + b"9" * 30 + b"}",
+    "100000 brackets": b'{"prompt": ' + b"[" * 100_000,
+    "closed brackets": b'{"prompt": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "nested objects": b'{"prompt": "a", "x": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}",
+    "trailing comma": b'{"prompt": "a",}',
+    "two documents": b'{"prompt": "a"} {}',
+    "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"prompt": "a"}',
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+async def test_s6_a_malformed_body_is_400(body: bytes) -> None:
+    server = serve()
+    response = await raw(server, body)
+    assert response.status_code == 400, response.text
+    assert error_of(response)["type"] == "invalid_request_error"
+    assert server.engine.requests == []
+
+
+async def test_s6_nesting_that_can_be_walked_is_taken() -> None:
+    deep = b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1)
+    response = await raw(serve(), b'{"prompt": "a", "x": ' + deep + b"}")
+    assert response.status_code == 200
+
+
+async def test_s6_a_surrogate_pair_is_one_character() -> None:
+    server = serve()
+    await raw(server, b'{"prompt": "\\ud83e\\udd8a"}')
+    assert list(server.engine.requests[0].prompt_token_ids) == [0, *encoded("🦊")]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "application/json; charset=utf-8", "text/plain", "application/x+json"],
+)
+async def test_s6_json_under_any_of_its_names_is_taken(kind: str) -> None:
+    assert (await raw(serve(), b'{"prompt": "a"}', **{"content-type": kind})).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/html", "image/png"])
+async def test_s6_a_body_that_is_not_json_is_415(kind: str) -> None:
+    response = await raw(serve(), b'{"prompt": "a"}', **{"content-type": kind})
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+
+
+async def test_s6_a_body_above_the_limit_is_413() -> None:
+    server = serve(max_body_size=2000)
+    response = await raw(server, b'{"prompt": "' + b"a" * 3000 + b'"}')
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "body_too_large"
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(20):
+        return await reader.read()
+
+
+async def test_s6_413_at_once_when_the_length_says_so() -> None:
+    async with listening(serve(max_body_size=2000)) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        # The body itself is never sent.
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 999999\r\n\r\n"
+        )
+        answer = await read_all(reader)
+        assert answer.startswith(b"HTTP/1.1 413")
+        writer.close()
+
+
+async def test_s6_413_for_a_chunked_body_that_grows_too_long() -> None:
+    async def long() -> Any:
+        for _ in range(3000):  # more than socket buffers hold
+            yield b" " * 10_000
+
+    async with listening(serve(max_body_size=5000)) as url, httpx.AsyncClient() as client:
+        response = await client.post(f"{url}{PATH}", content=long())
+        assert response.status_code == 413
+        assert error_of(response)["code"] == "body_too_large"
+
+
+async def test_s6_a_body_that_does_not_come_is_408() -> None:
+    async with listening(serve(body_timeout=0.1)) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{")
+        assert (await read_all(reader)).startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
+async def test_s6_expect_100_continue_and_chunked_bodies_are_taken() -> None:
+    async with listening(serve()) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Type: application/json; charset=utf-8\r\n"
+            b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        )
+        async with asyncio.timeout(20):
+            assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+            await reader.readline()
+        writer.write(b'8\r\n{"prompt\r\n6\r\n":"a"}\r\n0\r\n\r\n')
+        assert (await read_all(reader)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_s6_the_connection_lives_on_after_a_400() -> None:
+    async with listening(serve()) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        for body, status in ((b"{", b"400"), (b'{"prompt":"a"}', b"200")):
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(body), body)
+            )
+            async with asyncio.timeout(20):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 " + status)
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"},
+     {"Authorization": "Basic secret"}, {"Authorization": "Bearer "},
+     {"Authorization": "Bearer é"}],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/models", "/tokenizer_info", "/openapi.json", "/v1/nothing"])
+async def test_s6_without_the_key_it_is_401_everywhere(path: str, headers: dict[str, str]) -> None:
+    encoded_headers = {name: value.encode() for name, value in headers.items()}
+    response = await serve(api_key=("secret", "other")).http.get(path, headers=encoded_headers)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert error_of(response)["code"] == "invalid_api_key"
+
+
+async def test_s6_with_a_key_it_is_served_and_probes_need_none() -> None:
+    server = serve(api_key=("secret", "other"))
+    for key in ("secret", "other"):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert (await server.http.get("/v1/models", headers=headers)).status_code == 200
+    for path in ("/health", "/livez", "/readyz", "/ping", "/version", "/metrics", "/load"):
+        assert (await server.http.get(path)).status_code == 200
+    for path in ("/health/", "//health", "/health/../v1/models"):
+        assert (await server.http.get(path)).status_code == 401
+
+
+async def test_s6_without_a_configured_key_any_authorization_passes() -> None:
+    response = await serve().http.get("/v1/models", headers={"Authorization": "Bearer anything"})
+    assert response.status_code == 200
+
+
+async def test_s6_too_many_waiting_is_429_with_retry_after() -> None:
+    engine = ScriptedEngine(saying("a"))
+    engine.hold = asyncio.Event()
+    server = serve(engine=engine, max_waiting=2)
+    waiting = [asyncio.create_task(server.complete()) for _ in range(2)]
+    while len(engine.requests) < 2:
+        await asyncio.sleep(0)
+    response = await server.post(PATH, {"prompt": "a"})
+    assert response.status_code == 429
+    assert error_of(response)["type"] == "rate_limit_error"
+    assert int(response.headers["retry-after"]) > 0
+    engine.hold.set()
+    await asyncio.gather(*waiting)
+    await server.complete()
+
+
+async def test_s6_503_while_loading_with_retry_after_and_models_listed() -> None:
+    served = model()
+    object.__setattr__(served, "max_model_len", None)
+    server = serve(served=served)
+    server.engine.status = EngineStatus("starting", "loading weights")
+    for path, body in ((PATH, {"prompt": "a"}), (CHAT, {"messages": [USER]})):
+        for stream in (False, True):
+            response = await server.post(path, {**body, "stream": stream})
+            assert response.status_code == 503
+            assert "loading weights" in error_of(response)["message"]
+            assert response.headers["retry-after"]
+    assert (await server.http.get("/v1/models")).json()["data"][0]["max_model_len"] is None
+
+
+USER = {"role": "user", "content": "hello"}
+
+
+async def test_s6_a_failed_sequence_is_a_500_without_details_of_paths() -> None:
+    server = serve(lambda request: [Delta(request_id="", error="it did not work")])
+    error = await server.refusal(PATH, {"prompt": "a"}, 500)
+    assert error["type"] == "server_error"
+
+
+async def test_s6_a_bug_is_a_500_that_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(request: object) -> Any:
+        raise KeyError("/secret/path")
+
+    with caplog.at_level(logging.CRITICAL):
+        error = await serve(broken).refusal(PATH, {"prompt": "a"}, 500)
+    assert "secret" not in json.dumps(error)
+    assert error["code"] == "internal_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_s6_every_answer_has_an_id_and_its_time(stream: bool) -> None:
+    server = serve(api_key=("secret",))
+    answers = [
+        await server.post(PATH, {"prompt": "a", "stream": stream}, headers=KEY),
+        await server.post(PATH, {}, headers=KEY),
+        await server.post(PATH, {}),
+        await server.http.get("/nothing", headers=KEY),
+        await server.http.get(PATH, headers=KEY),
+        await server.http.get("/health"),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 400, 401, 404, 405, 200]
+    for answer in answers:
+        assert answer.headers["x-request-id"]
+        assert int(answer.headers["openai-processing-ms"]) >= 0
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+async def test_s6_a_clients_request_id_comes_back_bounded() -> None:
+    server = serve()
+
+    async def sent(name: bytes) -> str:
+        answer = await server.http.get("/version", headers={"x-request-id": name})
+        return answer.headers["x-request-id"]
+
+    assert await sent(b"my-id.7") == "my-id.7"
+    assert await sent(b"x" * 5000) == "x" * 128
+    for unusable in (b"", b"a b", "ü".encode(), b"a\tb"):
+        assert (await sent(unusable)).isalnum()
+
+
+async def test_s6_cors_preflight_is_answered_without_a_key() -> None:
+    server = serve(api_key=("secret",))
+    headers = {
+        "Origin": "http://page.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-custom",
+    }
+    answer = await server.http.options(PATH, headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "x-custom" in answer.headers["access-control-allow-headers"]
+    refused = await server.post(PATH, {}, headers={"Origin": "http://page.example"})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "*"
+    assert "x-request-id" in refused.headers["access-control-expose-headers"]
+
+
+async def test_s6_below_a_proxys_path_everything_is_found() -> None:
+    server = serve(root_path="/llm", api_key=("secret",))
+    assert (await server.http.get("/llm/health")).status_code == 200
+    assert (await server.http.get("/health")).status_code == 200
+    assert (await server.http.get("/llm/v1/models")).status_code == 401
+    assert (await server.http.get("/llm/v1/models", headers=KEY)).status_code == 200
