@@ -65,17 +65,22 @@ def prompt_entries(
 def prompt_pieces(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[str]:
     """What each prompt token brings to the prompt's text.
 
-    Control tokens bring nothing unless they are written out in the text.
+    Nothing, if it is a control token that is not written out there. A space that only marks where
+    a text begins is left out, too.
     """
-    written_out = any(tokenizer.token_text(i) in text for i in set(ids) & tokenizer.special_ids)
-    detokenizer = Detokenizer(tokenizer, skip_special_tokens=not written_out)
-    pieces = [detokenizer.feed(token) for token in ids]
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    pieces = []
+    end = 0
+    for token in ids:
+        piece = detokenizer.feed(token)
+        if not text.startswith(piece, end):
+            if token in tokenizer.special_ids:
+                piece = ""
+            elif text.startswith(piece.removeprefix(" "), end):
+                piece = piece.removeprefix(" ")
+        end += len(piece)
+        pieces.append(piece)
     pieces[-1] += detokenizer.finish()
-    first = next((place for place, piece in enumerate(pieces) if piece), None)
-    # A beginning-of-text token that the tokenizer added, or the space that only marks a beginning.
-    if first is not None and not text.startswith(pieces[first]):
-        is_special = ids[first] in tokenizer.special_ids
-        pieces[first] = "" if is_special else pieces[first].removeprefix(" ")
     return pieces
 
 
