@@ -1,6 +1,7 @@
-"""What may be asked of the engine: `SamplingParams` and the `Request` that carries them.
+"""What may be asked of the engine: `SamplingParams` or `PoolingParams`, and the `Request` that
+carries them.
 
-Both are frozen and already valid once built: `SamplingParams` refuses bad values with
+All are frozen and already valid once built: the parameters refuse bad values with
 `InvalidParameter`, so that a request which waits in a queue can no longer be wrong.
 """
 
@@ -206,6 +207,30 @@ class SamplingParams:
         return self.temperature == 0.0 or self.top_k == 1
 
 
+class PoolingKind(StrEnum):
+    """How the hidden states of a prompt become one vector; the values are the wire's words."""
+
+    MEAN = "mean"  # of all positions
+    LAST = "last"  # that of the last position, which has seen all others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingParams:
+    """How a prompt becomes an embedding: pooled, then cut, then normalised.
+
+    Raises:
+        InvalidParameter: `dimensions` is less than 1.
+    """
+
+    kind: PoolingKind = PoolingKind.MEAN
+    dimensions: int | None = None  # the first so many numbers are kept; None: all
+    normalize: bool = True  # to an L2 norm of 1
+
+    def __post_init__(self) -> None:
+        if self.dimensions is not None:
+            _require(self.dimensions >= 1, "dimensions", self.dimensions, "1 or more")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emitted:
     """What one choice of a resumed request has already sent to its client."""
@@ -218,13 +243,17 @@ class Emitted:
 class Request:
     """One prompt to be continued, as the engine sees it. Already valid: it can wait, not be wrong.
 
+    With `pooling` it is not continued but embedded: `sampling` stays at its defaults then, and
+    the only Delta of choice 0 carries the embedding.
+
     `seed` is concrete (drawn by the front end when the client gave none); choice i samples with
     `choice_seed(seed, i)`. A prompt's place in a list of prompts never enters.
     """
 
     id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: SamplingParams
+    sampling: SamplingParams = SamplingParams()
+    pooling: PoolingParams | None = None
     seed: int
     arrival: float  # time.monotonic() seconds, comparable between processes of one machine
     priority: int = 0  # lower runs first, under the priority policy

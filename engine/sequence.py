@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from .params import FinishReason, Request
+from .step import Wants
 
 NOWHERE = -1  # no block, in a table of block ids
 
@@ -41,7 +42,8 @@ class Sequence:
     computed: int = 0
     in_flight: int = 0  # plans in flight that have a slice of it
     held: bool = False  # waits for other sequences of its request (beam search)
-    scoring: bool = False  # prompt log-probabilities are still to be gathered
+    yields: Wants = Wants.TOKEN  # wanted of the slice that reaches its last known token
+    gathering: Wants = Wants.NOTHING  # wanted of every slice: the prefix cache does not help then
     block_table: list[int] = field(default_factory=list)
     host_table: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # chain hashes of its first full blocks

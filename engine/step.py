@@ -19,6 +19,8 @@ class Wants(IntFlag):
     TOKEN = 1  # sample the token after the slice's last position
     CANDIDATES = 2  # beam search: the 2 * beam_width likeliest continuations, nothing sampled
     PROMPT_LOGPROBS = 4  # log-probabilities of the prompt tokens that follow the slice's positions
+    EMBEDDING = 8  # the final hidden state of its last position
+    EMBEDDING_SUM = 16  # the sum of the final hidden states of its positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ class SliceResult:
     candidates: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), descending
     # For prompt tokens start + 1 .. start + count that are still prompt, where asked for.
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    embedding: tuple[float, ...] = ()  # one hidden state, or a sum of them, where asked for
     error: str | None = None
 
 
@@ -150,6 +153,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     score: float | None = None  # beam search: the returned beam's score
+    embedding: tuple[float, ...] | None = None  # finished: pooled, cut, normalised
     timing: Timing | None = None
     error: str | None = None
 

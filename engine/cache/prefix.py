@@ -44,8 +44,8 @@ class Prefixes(Protocol):
 
     def find(self, sequence: Sequence) -> list[Block]:
         """The blocks that hold a prefix of `sequence`, but never its last position to compute:
-        the logits of that one are needed. None while its prompt's log-probabilities are wanted:
-        they need every position computed."""
+        the logits of that one are needed. None while something is wanted of every position (prompt
+        log-probabilities, a mean of hidden states): they must all be computed."""
 
     def count(self, sequence: Sequence, hits: int) -> None:
         """`sequence` starts for the first time, with `hits` cached tokens."""
@@ -81,7 +81,7 @@ class PrefixIndex:
         self._computing: dict[bytes, int] = {}
 
     def find(self, sequence: Sequence) -> list[Block]:
-        if sequence.scoring:
+        if sequence.gathering:
             return []
         count = self._attachable(sequence)
         self._extend_digests(sequence, count)
@@ -97,13 +97,13 @@ class PrefixIndex:
         return found
 
     def count(self, sequence: Sequence, hits: int) -> None:
-        if not sequence.scoring:
+        if not sequence.gathering:
             self.queries += sequence.prompt_length
             self.hits += hits
 
     def awaits(self, sequence: Sequence) -> bool:
         # Whoever computes a block holds all blocks before it: any block of the prefix tells.
-        if not self._computing or sequence.scoring:
+        if not self._computing or sequence.gathering:
             return False
         count = self._attachable(sequence)
         self._extend_digests(sequence, count)

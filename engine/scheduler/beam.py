@@ -46,7 +46,9 @@ class BeamSearch:
         self._terms.bound(root)
         root.seed = choice_seed(root.request.seed, 0)
         scored = root.request.sampling.prompt_logprobs is not None
-        root.scoring = scored and root.prompt_length > 1
+        root.yields = Wants.CANDIDATES
+        if scored and root.prompt_length > 1:
+            root.gathering = Wants.PROMPT_LOGPROBS
         self._width = root.request.sampling.beam_width
         self._beams = {root.id: _Beam(root, 0.0)}
         self._finished: list[_Hypothesis] = []
@@ -54,7 +56,7 @@ class BeamSearch:
     def advance(
         self, sequence: Sequence, piece: Slice, result: SliceResult, now: float
     ) -> list[Delta]:
-        if sequence.scoring:
+        if sequence.gathering:
             self._terms.score(sequence, piece, result)
         if result.candidates:
             self._beams[sequence.id].candidates = result.candidates

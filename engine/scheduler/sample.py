@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..executor.base import Capacity
 from ..params import FinishReason, Request, choice_seed
 from ..sequence import Sequence
-from ..step import Delta, Slice, SliceResult
+from ..step import Delta, Slice, SliceResult, Wants
 from .search import Family, Terms
 
 
@@ -41,12 +41,13 @@ class SampleSearch:
         # The scores leave with the first ids of choice 0: if those were sent, so were they.
         scored = root.request.sampling.prompt_logprobs is not None
         delivered = root.index != 0 or bool(self._emitted(0))
-        root.scoring = scored and not delivered and root.prompt_length > 1
+        if scored and not delivered and root.prompt_length > 1:
+            root.gathering = Wants.PROMPT_LOGPROBS
 
     def advance(
         self, sequence: Sequence, piece: Slice, result: SliceResult, now: float
     ) -> list[Delta]:
-        if sequence.scoring:
+        if sequence.gathering:
             self._terms.score(sequence, piece, result)
         if self._unborn:
             if piece.start + piece.count >= sequence.end:

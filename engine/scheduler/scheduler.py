@@ -25,6 +25,7 @@ from ..step import (
 )
 from .beam import BeamSearch
 from .policy import policy_named
+from .pool import PoolSearch
 from .preemption import Preemption
 from .sample import SampleSearch, open_choices
 from .search import Search
@@ -85,11 +86,7 @@ class Scheduler:
         if not choices:
             return
         root = self._create(request, list(request.prompt_token_ids))
-        self._searches[request.id] = (
-            BeamSearch(root, self._capacity, self)
-            if request.sampling.beam_width
-            else SampleSearch(root, choices, self._capacity, self)
-        )
+        self._searches[request.id] = self._search(root, choices)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one choice of it, without a Delta; unknown or ended ones are no
@@ -257,7 +254,7 @@ class Scheduler:
         child = self._create(parent.request, parent.token_ids.copy())
         child.cached_tokens = parent.cached_tokens
         child.first_scheduled = parent.first_scheduled
-        child.limit, child.end = parent.limit, parent.end
+        child.limit, child.end, child.yields = parent.limit, parent.end, parent.yields
         if parent.status is Status.RUNNING and len(self._running) < self._max_running:
             self._blocks.fork(parent, child)
             self._run(child)
@@ -281,6 +278,15 @@ class Scheduler:
             self._searches.pop(sequence.request.id, None)
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _search(self, root: Sequence, choices: list[int]) -> Search:
+        """How the request of `root` is searched."""
+        request = root.request
+        if request.pooling is not None:
+            return PoolSearch(root, request.pooling, self._capacity, self)
+        if request.sampling.beam_width:
+            return BeamSearch(root, self._capacity, self)
+        return SampleSearch(root, choices, self._capacity, self)
 
     def _create(self, request: Request, token_ids: list[int]) -> Sequence:
         """A new sequence that waits; its search says what it is to become."""

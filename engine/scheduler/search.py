@@ -2,7 +2,7 @@
 
 `SampleSearch` (sample.py) samples n choices independently; `BeamSearch` (beam.py) keeps the
 likeliest histories. Both start from one root sequence and split it by forks that share its blocks
-(copy-on-write).
+(copy-on-write). `PoolSearch` (pool.py) computes the root alone, for its hidden states.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 from ..executor.base import Capacity
 from ..params import FinishReason, Request
 from ..sequence import Sequence
-from ..step import Delta, Slice, SliceResult, Timing, TokenLogprobs
+from ..step import Delta, Slice, SliceResult, Timing, TokenLogprobs, Wants
 
 
 class Family(Protocol):
@@ -41,7 +41,7 @@ class Search(Protocol):
 
 
 class Terms:
-    """What both searches keep of a request: its limits, its stops, its prompt's scores."""
+    """What searches keep of a request: its limits, its stops, its prompt's scores."""
 
     def __init__(self, request: Request, capacity: Capacity) -> None:
         params = request.sampling
@@ -63,7 +63,8 @@ class Terms:
         """Gather prompt log-probabilities. A recomputed slice may repeat some of them."""
         repeated = len(self.logprobs) - piece.start
         self.logprobs.extend(result.prompt_logprobs[repeated:])
-        sequence.scoring = len(self.logprobs) < len(self.request.prompt_token_ids) - 1
+        if len(self.logprobs) >= len(self.request.prompt_token_ids) - 1:
+            sequence.gathering = Wants.NOTHING
 
     def ends(self, token: int, output_length: int) -> bool:
         """Whether `token`, as output number `output_length`, ends a sequence."""

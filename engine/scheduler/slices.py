@@ -9,30 +9,22 @@ from __future__ import annotations
 from ..sequence import Sequence
 from ..step import History, Slice, Wants
 
-_WITH_SCORES = {
-    wants: wants | Wants.PROMPT_LOGPROBS for wants in (Wants.NOTHING, Wants.TOKEN, Wants.CANDIDATES)
-}
-SAMPLES = (Wants.TOKEN, _WITH_SCORES[Wants.TOKEN])
+SAMPLES = (Wants.TOKEN, Wants.TOKEN | Wants.PROMPT_LOGPROBS)
 """What a slice wants that yields a token of its sequence."""
 
 
 def next_slice(sequence: Sequence, count: int) -> Slice:
     """The slice of the next `count` pending tokens, whose blocks are in the table already.
 
-    They count as computed from here on, and the token that follows the last known one as promised,
-    unless it is chosen by the planner (beam search).
+    They count as computed from here on, and a token that is to be sampled as promised.
     """
     start = sequence.computed
     stop = start + count
-    wants = Wants.NOTHING
+    wants = sequence.gathering
     if stop == sequence.known < sequence.limit:
-        if sequence.request.sampling.beam_width:
-            wants = Wants.CANDIDATES
-        else:
-            wants = Wants.TOKEN
+        wants = sequence.yields | wants if wants else sequence.yields  # rarely: `|` is slow
+        if sequence.yields is Wants.TOKEN:
             sequence.promised += 1
-    if sequence.scoring:
-        wants = _WITH_SCORES[wants]
     history = None if sequence.introduced else _introduce(sequence)
     appended, sequence.unsent = sequence.unsent, ()
     table, told = sequence.block_table, sequence.told_blocks

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from octavo.engine.config import EngineConfig
-from octavo.engine.params import Emitted, FinishReason, Request, SamplingParams
+from octavo.engine.params import Emitted, FinishReason, PoolingParams, Request, SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.step import Delta, StepPlan, TokenLogprobs
 
@@ -25,11 +25,13 @@ def request(
     adapter: str | None = None,
     emitted: tuple[Emitted, ...] = (),
     sampling: SamplingParams | None = None,
+    pooling: PoolingParams | None = None,
 ) -> Request:
     return Request(
         id=name,
         prompt_token_ids=tuple(prompt),
         sampling=sampling or SamplingParams(),
+        pooling=pooling,
         seed=seed,
         arrival=arrival,
         priority=priority,

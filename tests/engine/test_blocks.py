@@ -16,7 +16,7 @@ from octavo.engine.cache.manager import BlockManager
 from octavo.engine.cache.prefix import chain_digest, pack, root_digest
 from octavo.engine.params import SamplingParams
 from octavo.engine.sequence import NOWHERE, Sequence
-from octavo.engine.step import Moves
+from octavo.engine.step import Moves, Wants
 
 from .loop import request
 
@@ -170,7 +170,7 @@ class TestManager:
         compute(manager, first)
         assert not manager._prefixes.find(make_sequence(2, list(range(9)), salt="other"))
         scored = make_sequence(3, list(range(9)))
-        scored.scoring = True
+        scored.gathering = Wants.PROMPT_LOGPROBS
         assert not manager._prefixes.find(scored)
 
     def test_a_freed_prefix_is_found_until_its_block_is_given_out(self) -> None:

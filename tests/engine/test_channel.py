@@ -10,7 +10,14 @@ import pytest
 
 from octavo.engine.channel import Abort, AsyncChannel, Channel, Message, StepReport, Submit
 from octavo.engine.errors import EngineDead
-from octavo.engine.params import Emitted, FinishReason, Request, SamplingParams
+from octavo.engine.params import (
+    Emitted,
+    FinishReason,
+    PoolingKind,
+    PoolingParams,
+    Request,
+    SamplingParams,
+)
 from octavo.engine.step import Delta, StepStats, Timing, TokenLogprobs
 
 
@@ -49,12 +56,30 @@ def full_report() -> StepReport:
     return StepReport((delta, Delta(request_id="x", error="no")), StepStats(step=7))
 
 
+def pooled_request() -> Request:
+    pooling = PoolingParams(kind=PoolingKind.LAST, dimensions=7, normalize=False)
+    return Request(id="embd-1", prompt_token_ids=(5,), pooling=pooling, seed=0, arrival=1.0)
+
+
+def pooled_report() -> StepReport:
+    pooled = Delta(request_id="embd-1", embedding=(0.5, -2.0), finish_reason=FinishReason.STOP)
+    return StepReport((pooled,), StepStats())
+
+
 def pair(epoch: int = 0, far_epoch: int = 0) -> tuple[Channel, Channel]:
     near, far = socket.socketpair()
     return Channel(near, epoch=epoch), Channel(far, epoch=far_epoch)
 
 
-@pytest.mark.parametrize("message", [Submit((full_request(),)), full_report(), Abort("a", 3)])
+@pytest.mark.parametrize(
+    "message",
+    [
+        Submit((full_request(), pooled_request())),
+        full_report(),
+        pooled_report(),
+        Abort("a", 3),
+    ],
+)
 def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
     near, far = pair()
     near.send(message)

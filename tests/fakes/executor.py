@@ -8,11 +8,12 @@ wrong copy-on-write, an early free or a stale swap raises `PagingFault` at once.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from octavo.engine.executor.base import Capacity, Progress
@@ -27,6 +28,17 @@ UNKNOWN_CELLS = "it reads cells that a failed step should have written"
 _CELL = struct.Struct("<II")  # token id + 1, position
 _UNKNOWN = _CELL.pack(0xFFFFFFFF, 0xFFFFFFFF)
 _LOGPROB_STEP = 0.25
+HIDDEN = 8  # size of a hidden state
+
+
+def cells_of(token_ids: Sequence[int]) -> bytes:
+    """What the positions of a history hold."""
+    return b"".join([_CELL.pack(token + 1, position) for position, token in enumerate(token_ids)])
+
+
+def hidden_state(cells: bytes) -> tuple[float, ...]:
+    """Of the position that ends a context: whole numbers, so that sums of them are exact."""
+    return tuple([float(x - 128) for x in hashlib.blake2b(cells, digest_size=HIDDEN).digest()])
 
 
 class PagingFault(AssertionError):
@@ -198,7 +210,19 @@ class FakeExecutor:
             logprobs=logprobs,
             candidates=candidates,
             prompt_logprobs=prompt_logprobs,
+            embedding=self._embedding(piece, context),
         )
+
+    def _embedding(self, piece: Slice, context: bytes) -> tuple[float, ...]:
+        stop = piece.start + piece.count
+        if piece.wants & Wants.EMBEDDING:
+            return hidden_state(context)
+        if piece.wants & Wants.EMBEDDING_SUM:
+            states = [
+                hidden_state(context[: i * _CELL.size]) for i in range(piece.start + 1, stop + 1)
+            ]
+            return tuple(map(sum, zip(*states, strict=True)))
+        return ()
 
     def _meet(self, piece: Slice) -> _Known:
         """The sequence of a slice, brought up to date with what the slice tells of it."""
@@ -210,10 +234,7 @@ class FakeExecutor:
                 seed=told.seed,
                 prompt=prompt,
                 token_ids=list(told.token_ids),
-                cells=bytearray().join(
-                    _CELL.pack(token + 1, position)
-                    for position, token in enumerate(told.token_ids[: piece.start])
-                ),
+                cells=bytearray(cells_of(told.token_ids[: piece.start])),
                 script=self._script(prompt) if self._script else None,
             )
         sequence = self._sequences.get(piece.sequence)
