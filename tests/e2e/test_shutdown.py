@@ -1,0 +1,71 @@
+"""Ending the daemon: drained by the first signal, gone at the second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .daemon import serving
+
+BODY = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon, httpx.Client(base_url=daemon.url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=BODY) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            os.kill(daemon.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while httpx.get(f"{daemon.url}/readyz").status_code == 200:
+                assert time.monotonic() < deadline
+            assert httpx.get(f"{daemon.url}/livez").status_code == 200
+            refused = httpx.post(f"{daemon.url}/v1/completions", json={"prompt": "a"})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) == 400  # 399 more tokens
+    # `serving` has seen that it left with 0.
+
+
+def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) -> None:
+    with serving(tmp_path, "--drain-timeout", "0.1") as daemon:
+        body = {**BODY, "max_tokens": 2000}
+        with httpx.stream("POST", f"{daemon.url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            os.kill(daemon.pid, signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert '"engine_unavailable"' in rest[-1]
+
+
+def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    left: list[Exception] = []
+
+    def ask(url: str) -> None:
+        try:
+            httpx.post(f"{url}/v1/completions", json={**BODY, "max_tokens": 2000}, timeout=60)
+        except httpx.TransportError as error:
+            left.append(error)
+
+    with pytest.raises(AssertionError):  # it does not leave with 0
+        with serving(tmp_path) as daemon:
+            asking = threading.Thread(target=ask, args=(daemon.url,))
+            asking.start()
+            while httpx.get(f"{daemon.url}/load").json()["server_load"] == 0:
+                time.sleep(0.01)  # between two looks at a condition that is awaited
+            os.kill(daemon.pid, signal.SIGTERM)
+            while httpx.get(f"{daemon.url}/readyz").status_code == 200:
+                time.sleep(0.01)
+            os.kill(daemon.pid, signal.SIGTERM)
+            asking.join(20)
+            assert left
