@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from octavo.engine.bundled import TARGET
 
+from ..models.checkpoints import Family, write_checkpoint
 from .daemon import serving
 from .prompts import mixed_prompts
 
@@ -68,5 +71,30 @@ async def test_200_prompts_on_the_bundled_model(tmp_path: Path) -> None:
         choices = await complete_all(daemon.url, prompts)
         assert daemon.metric("octavo:kv_cache_usage_perc") == 0
     model = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    for prompt, choice in zip(prompts, choices, strict=True):
+        assert_greedy(model, prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+
+LONG = {"max_position_embeddings": 1024}
+FAMILIES = {
+    "llama": Family("llama", LONG),
+    "mistral": Family("mistral", {**LONG, "sliding_window": 64}),
+    "qwen2": Family("qwen2", {**LONG, "tie_word_embeddings": True}),
+    "qwen3": Family("qwen3", {**LONG, "head_dim": 16}, shard_size="40KB"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_every_family_on_a_tiny_random_checkpoint(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    model = write_checkpoint(FAMILIES[name], folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TARGET / file, folder / file)
+    draw = random.Random(name)
+    lengths = [1, 900, *(draw.randint(1, 900) for _ in range(38))]
+    prompts = [[draw.randrange(model.config.vocab_size) for _ in range(n)] for n in lengths]
+    with serving(tmp_path, str(folder), "--dtype", "float32") as daemon:
+        choices = await complete_all(daemon.url, prompts)
     for prompt, choice in zip(prompts, choices, strict=True):
         assert_greedy(model, prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])

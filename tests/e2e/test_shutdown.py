@@ -18,6 +18,11 @@ BODY = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "st
 pytestmark = pytest.mark.slow
 
 
+def has_left(pid: int) -> None:
+    """Waits for the end of a process, whose status is left for `serving` to look at."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, httpx.Client(base_url=daemon.url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=BODY) as stream:
@@ -34,7 +39,7 @@ def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Pa
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert len(rest) == 400  # 399 more tokens
-    # `serving` has seen that it left with 0.
+        has_left(daemon.pid)
 
 
 def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) -> None:
@@ -46,6 +51,7 @@ def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) 
             os.kill(daemon.pid, signal.SIGINT)
             rest = [line for line in lines if line]
         assert '"engine_unavailable"' in rest[-1]
+        has_left(daemon.pid)
 
 
 def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
