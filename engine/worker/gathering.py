@@ -15,6 +15,7 @@ from .sequences import SequenceTable
 
 Integers = npt.NDArray[np.int64]
 
+_POOLED = Wants.EMBEDDING | Wants.EMBEDDING_SUM
 _LACKING = "an earlier step, which was to yield its last token, failed"
 
 
@@ -31,6 +32,7 @@ class Work:
     sampling: Integers  # indexes of slices that want a token
     searching: Integers  # of those that want candidates
     scoring: Integers  # of those that want prompt log-probabilities
+    pooling: Integers  # of those that want an embedding
     failed: dict[int, str]  # why other sequences of the plan cannot be computed
 
 
@@ -73,6 +75,7 @@ def gather(plan: StepPlan, table: SequenceTable, block_size: int, device: torch.
         sampling=sampling,
         searching=searching,
         scoring=np.flatnonzero(wants & Wants.PROMPT_LOGPROBS),
+        pooling=np.flatnonzero(wants & _POOLED),
         failed=failed,
     )
 

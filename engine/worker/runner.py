@@ -15,6 +15,7 @@ from ..models.base import Model
 from ..sampling.sampler import Sampler
 from ..step import SliceResult, StepOutput, StepPlan, TokenLogprobs
 from .gathering import Work, gather
+from .pooling import pool
 from .sequences import SequenceTable
 
 _SCORING_BYTES = 32 << 20  # logits of prompt tokens that exist at a time
@@ -28,6 +29,7 @@ class Chosen:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     candidates: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    embeddings: dict[int, tuple[float, ...]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
 
@@ -74,7 +76,7 @@ class Runner:
         return work
 
     def _choose(self, work: Work, hidden: Tensor, chosen: Chosen) -> None:
-        """Tokens, candidates and prompt log-probabilities from hidden [tokens, hidden]."""
+        """All that slices are to yield, from hidden [tokens, hidden]."""
         if len(work.batch.logits_rows):
             logits = self._model.logits(hidden[work.batch.logits_rows])  # [rows, vocab]
             if len(work.sampling):
@@ -83,6 +85,10 @@ class Runner:
                 self._search(work, logits[len(work.sampling) :], chosen)
         for at in work.scoring.tolist():
             self._score(work, at, hidden, chosen)
+        if len(work.pooling):
+            pooled = pool(hidden, work)
+            chosen.embeddings.update(pooled.embeddings)
+            chosen.errors.update(pooled.errors)
 
     def _sample(self, work: Work, logits: Tensor, chosen: Chosen) -> None:
         sampled = self._sampler.sample(logits, work.rows[work.sampling], self._table)
@@ -150,4 +156,5 @@ def _result(at: int, sequence: int, chosen: Chosen) -> SliceResult:
         logprobs=(chosen.logprobs[at],) if at in chosen.logprobs else (),
         candidates=chosen.candidates.get(at, ()),
         prompt_logprobs=chosen.prompt_logprobs.get(at, ()),
+        embedding=chosen.embeddings.get(at, ()),
     )

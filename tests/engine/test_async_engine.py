@@ -16,11 +16,11 @@ from octavo.engine.channel import Channel
 from octavo.engine.config import EngineConfig
 from octavo.engine.errors import ConfigError, DoesNotFit, EngineDead, SequenceFailed
 from octavo.engine.executor.base import Capacity, Progress
-from octavo.engine.params import FinishReason, Request, SamplingParams
+from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta
 from octavo.engine.supervisor import EngineThread, RestartPolicy
 
-from ..fakes.executor import FakeExecutor
+from ..fakes.executor import FakeExecutor, pooled
 
 CONFIG = EngineConfig(model="fake", max_num_batched_tokens=64)
 
@@ -156,6 +156,30 @@ async def test_streams_survive_the_death_of_the_engine() -> None:
             engine.stats = type(engine.stats)()
         assert await asyncio.gather(*streams) == undisturbed
         assert engine.resumed_requests > 0
+
+
+async def test_embeddings_survive_the_death_of_the_engine() -> None:
+    asked = [
+        Request(
+            id=kind,
+            prompt_token_ids=tuple(range(1, 500)),
+            pooling=PoolingParams(kind=kind, normalize=False),
+            seed=0,
+            arrival=time.monotonic(),
+        )
+        for kind in PoolingKind
+    ]
+
+    async def embed(engine: AsyncEngine, one: Request) -> tuple[float, ...] | None:
+        (delta,) = [delta async for delta in engine.generate(one)]
+        return delta.embedding
+
+    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, fleet):
+        waiting = [asyncio.create_task(embed(engine, one)) for one in asked]
+        await until(lambda: engine.stats.step > 3)
+        fleet.executors[-1].dead = True
+        assert await asyncio.gather(*waiting) == [pooled(one) for one in asked]
+        assert (engine.restarts, engine.resumed_requests) == (1, 2)
 
 
 async def test_a_resumed_request_repeats_nothing_it_has_told() -> None:

@@ -24,23 +24,13 @@ from octavo.engine.params import (
 )
 from octavo.engine.step import Delta, SliceResult, StepOutput, Wants
 
-from ..fakes.executor import HIDDEN, FakeExecutor, cells_of, hidden_state
+from ..fakes.executor import HIDDEN, FakeExecutor, pooled
 from .loop import Loop, request
 
 MEAN = PoolingParams(normalize=False)
 LAST = PoolingParams(kind=PoolingKind.LAST, normalize=False)
 SUM = Wants.EMBEDDING_SUM
 MAX_MODEL_LEN = 192
-
-
-def expected(asked: Request) -> tuple[float, ...]:
-    """The definition, written down plainly."""
-    assert asked.pooling is not None
-    prompt = asked.prompt_token_ids
-    states = [hidden_state(cells_of(prompt[: i + 1])) for i in range(len(prompt))]
-    if asked.pooling.kind is PoolingKind.LAST:
-        return states[-1]
-    return tuple(sum(column) / len(prompt) for column in zip(*states, strict=True))
 
 
 def last_delta(loop: Loop, name: str) -> Delta:
@@ -72,7 +62,7 @@ def check_crowd(loop: Loop, requests: list[Request]) -> None:
     for asked in requests:
         delta = last_delta(loop, asked.id)
         if asked.pooling is not None:
-            assert delta.embedding == expected(asked), asked.id
+            assert delta.embedding == pooled(asked), asked.id
             assert delta.finish_reason is FinishReason.STOP
             assert not loop.tokens(asked.id)
         else:
@@ -89,7 +79,7 @@ def test_one_delta_carries_the_embedding(pooling: PoolingParams, budget: int, le
     asked = request("a", range(1, length + 1), pooling=pooling)
     loop.run(asked)
     delta = last_delta(loop, "a")
-    assert delta.embedding == expected(asked)
+    assert delta.embedding == pooled(asked)
     assert (delta.token_ids, delta.cached_tokens) == ((), 0)
     assert delta.timing is not None
     assert delta.timing.finished == delta.timing.first_token == -(-length // budget)
@@ -102,7 +92,7 @@ def test_it_is_cut_and_then_brought_to_length_1() -> None:
             asked = request("a", range(1, 30), pooling=pooling)
             loop = Loop()
             loop.run(asked)
-            plain = expected(asked)[:dimensions]
+            plain = pooled(asked)[:dimensions]
             length = math.sqrt(sum(x * x for x in plain)) if normalize else 1.0
             found = last_delta(loop, "a").embedding
             assert found == pytest.approx([x / length for x in plain], rel=1e-12)
@@ -142,9 +132,9 @@ def test_preemption_in_the_middle_of_a_prompt_changes_nothing(
         request(f"g{i}", [i + 1] * 4, sampling=SamplingParams(max_tokens=40, ignore_eos=True))
         for i in range(4)
     ]
-    pooled = request("pooled", range(100, 200), arrival=1.0, pooling=MEAN)
-    check_crowd(loop, [*generating, pooled])
-    timing = last_delta(loop, "pooled").timing
+    embedded = request("embedded", range(100, 200), arrival=1.0, pooling=MEAN)
+    check_crowd(loop, [*generating, embedded])
+    timing = last_delta(loop, "embedded").timing
     assert timing is not None
     assert timing.preemptions > 0
     assert getattr(loop.scheduler.stats(), f"preemptions_{mode}") > 0
@@ -201,7 +191,7 @@ def test_only_the_last_token_needs_no_other_position_computed(
     loop.run(first)
     loop.run(second)
     delta = last_delta(loop, "second")
-    assert delta.embedding == expected(second)
+    assert delta.embedding == pooled(second)
     assert delta.cached_tokens == cached
     assert loop.scheduler.stats().prefix_queries == (60 if pooling is MEAN else 120)
 
@@ -234,7 +224,7 @@ def test_a_failure_ends_that_embedding_alone(what: str) -> None:
     loop.run(good)
     assert last_delta(loop, "a").finish_reason is FinishReason.ERROR
     assert last_delta(loop, "a").error
-    assert last_delta(loop, "good").embedding == expected(good)
+    assert last_delta(loop, "good").embedding == pooled(good)
 
 
 def test_an_executor_that_gives_no_hidden_state_is_found_out() -> None:
@@ -257,4 +247,4 @@ def test_a_request_resumed_after_a_crash_begins_again() -> None:
     first.step()
     second = Loop(budget=16)
     second.run(replace(asked))
-    assert last_delta(second, "a").embedding == expected(asked)
+    assert last_delta(second, "a").embedding == pooled(asked)

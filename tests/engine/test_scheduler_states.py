@@ -6,10 +6,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from octavo.engine.params import FinishReason, SamplingParams
+from octavo.engine.params import (
+    FinishReason,
+    PoolingKind,
+    PoolingParams,
+    Request,
+    SamplingParams,
+)
 from octavo.engine.step import StepPlan
 
-from ..fakes.executor import FakeExecutor
+from ..fakes.executor import FakeExecutor, pooled
 from .loop import Loop, request
 
 BLOCK = 8
@@ -59,6 +65,7 @@ class Requests(RuleBasedStateMachine):
             preemption=preemption,
         )
         self.expected: dict[str, int] = {}  # request -> choices that must end
+        self.embedded: dict[str, Request] = {}  # of those, the ones to be embedded
         self.dropped: set[tuple[str, int]] = set()
         self.named: dict[int, set[int]] = {}  # plan in flight -> blocks its slices name
 
@@ -88,6 +95,21 @@ class Requests(RuleBasedStateMachine):
             request(name, prompt, arrival=arrival, priority=priority, sampling=asked, seed=n)
         )
         self.expected[name] = n
+        self.loop.check()
+
+    @rule(
+        prompt=st.lists(st.integers(1, 3), min_size=1, max_size=60),
+        kind=st.sampled_from(PoolingKind),
+        priority=st.integers(0, 2),
+    )
+    def embed(self, prompt: list[int], kind: PoolingKind, priority: int) -> None:
+        name = f"r{len(self.expected)}"
+        pooling = PoolingParams(kind=kind, normalize=False)
+        arrival = float(len(self.expected))
+        asked = request(name, prompt, arrival=arrival, priority=priority, pooling=pooling)
+        self.loop.add(asked)
+        self.expected[name] = 1
+        self.embedded[name] = asked
         self.loop.check()
 
     @rule()
@@ -160,6 +182,10 @@ class Requests(RuleBasedStateMachine):
             for index in range(n):
                 if (name, index) not in self.dropped:
                     assert self.loop.choices[name, index].finish_reason in ENDS, (name, index)
+        for name, asked in self.embedded.items():
+            choice = self.loop.choices.get((name, 0))
+            if choice is not None and choice.last is not None and choice.error is None:
+                assert choice.last.embedding == pooled(asked)
         assert self.loop.scheduler._blocks.behind_fence == 0
 
 

@@ -295,6 +295,49 @@ def test_prompt_logprobs_are_computed_a_few_at_a_time(
     assert [n.token_id for n in few.prompt_logprobs] == [n.token_id for n in whole.prompt_logprobs]
 
 
+def embedded(sequence: int, tokens: list[int], wants: Wants) -> Slice:
+    return Slice(**{**fields(start(sequence, tokens)), "wants": wants})
+
+
+def test_a_slice_yields_its_hidden_states_whatever_is_beside_it(runner: Runner) -> None:
+    """The sum over its positions is what its positions yield one by one; the last is the last."""
+    tokens = [5, 6, 7, 8]
+    slices = [embedded(0, tokens[:1], Wants.EMBEDDING)]
+    for i, token in enumerate(tokens[1:], 1):
+        slices.append(
+            Slice(sequence=0, start=i, count=1, token_ids=(token,), wants=Wants.EMBEDDING)
+        )
+    single = [torch.tensor(one(runner, i, part)[0].embedding) for i, part in enumerate(slices)]
+    one(runner, 4, retired=(0,))
+    crowd = one(
+        runner,
+        5,
+        start(1, [9, 10, 11]),
+        embedded(2, tokens, Wants.EMBEDDING_SUM),
+        embedded(3, tokens, Wants.EMBEDDING),
+        start(4, [12]),
+    )
+    assert [bool(result.embedding) for result in crowd] == [False, True, True, False]
+    total, last = (torch.tensor(result.embedding) for result in crowd[1:3])
+    torch.testing.assert_close(total, torch.stack(single).sum(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last, single[-1], atol=1e-5, rtol=0)
+    assert [bool(result.token_ids) for result in crowd] == [True, False, False, True]
+
+
+def test_hidden_states_that_are_not_finite_fail_their_sequence_alone(runner: Runner) -> None:
+    weights = {p.name: p.tensor for p in runner._model.parameters()}
+    weights["model.embed_tokens.weight"][90] = float("nan")
+    results = one(
+        runner,
+        0,
+        embedded(0, [5, 90, 6], Wants.EMBEDDING_SUM),
+        embedded(1, [5, 6], Wants.EMBEDDING_SUM),
+    )
+    assert results[0].error == "the model's hidden states are not finite"
+    assert not results[0].embedding
+    assert results[1].embedding and results[1].error is None
+
+
 def test_moves_come_before_compute_and_in_order(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

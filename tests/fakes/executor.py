@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from octavo.engine.executor.base import Capacity, Progress
-from octavo.engine.params import SamplingParams
+from octavo.engine.params import PoolingKind, Request, SamplingParams
 from octavo.engine.step import Slice, SliceResult, StepOutput, StepPlan, TokenLogprobs, Wants
 
 Script = Callable[[tuple[int, ...]], tuple[int, ...] | None]
@@ -39,6 +39,16 @@ def cells_of(token_ids: Sequence[int]) -> bytes:
 def hidden_state(cells: bytes) -> tuple[float, ...]:
     """Of the position that ends a context: whole numbers, so that sums of them are exact."""
     return tuple([float(x - 128) for x in hashlib.blake2b(cells, digest_size=HIDDEN).digest()])
+
+
+def pooled(request: Request) -> tuple[float, ...]:
+    """The embedding of a request, by its definition; whole, and not normalised."""
+    assert request.pooling is not None
+    prompt = request.prompt_token_ids
+    states = [hidden_state(cells_of(prompt[:end])) for end in range(1, len(prompt) + 1)]
+    if request.pooling.kind is PoolingKind.LAST:
+        return states[-1]
+    return tuple([sum(column) / len(prompt) for column in zip(*states, strict=True)])
 
 
 class PagingFault(AssertionError):
