@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 # Who asks these needs no key, and no line is logged; everything that is not listed needs one.
 PROBES = frozenset(("/health", "/livez", "/readyz", "/ping", "/version", "/metrics", "/load"))
 _CLIENT_LEFT = 499  # a status for log and metrics only
+_REASONS = {401: "unauthorized", 429: "overloaded", 503: "unavailable"}  # else: invalid
 _PRINTABLE_ID = re.compile(r"[\x21-\x7e]+")
 _LONGEST_ID = 128
 
@@ -97,8 +98,8 @@ class Reception:
         )
         if tally.generating:
             self._metrics.on_finished(record)
-        elif status >= 400 and scope["method"] == "POST":
-            self._metrics.on_rejected(_rejection(status))
+        elif scope["method"] == "POST" and (status in _REASONS or 400 <= status < _CLIENT_LEFT):
+            self._metrics.on_rejected(_REASONS.get(status, "invalid"))
         if self._log_requests and route not in PROBES:
             log_finished(record)
 
@@ -136,7 +137,3 @@ def _request_id(headers: Headers) -> str:
     """The client's own id where it is usable, else a new one."""
     given = headers.get("x-request-id", "")[:_LONGEST_ID]
     return given if _PRINTABLE_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _rejection(status: int) -> str:
-    return {429: "overloaded", 503: "not_ready"}.get(status, "invalid")

@@ -297,6 +297,11 @@ async def test_s6_a_body_above_the_limit_is_413() -> None:
     assert error_of(response)["code"] == "body_too_large"
 
 
+async def test_s6_a_long_body_below_the_limit_is_read() -> None:
+    error = await serve().refusal(PATH, {"prompt": "once " * 1_000_000})
+    assert error["code"] == "context_length_exceeded"
+
+
 async def read_all(reader: asyncio.StreamReader) -> bytes:
     async with asyncio.timeout(20):
         return await reader.read()
@@ -462,6 +467,20 @@ async def test_s6_every_answer_has_an_id_and_its_time(stream: bool) -> None:
         assert answer.headers["x-request-id"]
         assert int(answer.headers["openai-processing-ms"]) >= 0
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+async def test_s6_refusals_are_counted_by_their_reason() -> None:
+    server = serve(api_key=("secret",))
+    await server.post(PATH, {})
+    await server.post(PATH, {}, headers=KEY)
+    server.engine.status = EngineStatus("dead")
+    await server.post(PATH, {"prompt": "a"}, headers=KEY)
+    counted = {
+        line.split('reason="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+        for line in server.metrics.render().decode().splitlines()
+        if line.startswith("octavo:requests_rejected_total{")
+    }
+    assert counted == {"unauthorized": 1, "invalid": 1, "unavailable": 1, "overloaded": 0}
 
 
 async def test_s6_a_clients_request_id_comes_back_bounded() -> None:
