@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
 from . import errors
@@ -193,7 +193,7 @@ class AsyncEngine:
             raise
         self._supervising = asyncio.create_task(self._supervise(), name="engine supervisor")
 
-    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of all choices, in the order they are made, until each choice has ended.
 
         Leaving the iterator early (break, close, cancellation) aborts what still runs.

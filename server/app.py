@@ -37,6 +37,7 @@ from .openai.chat import Chat
 from .openai.completions import Completions
 from .openai.description import Description
 from .openai.desk import Desk
+from .openai.embeddings import EmbeddingList, EmbeddingRequest, Embeddings
 from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
 from .settings import Settings
@@ -44,6 +45,7 @@ from .terminal import StartupProgress, banner
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
+    from octavo.engine.step import StepStats
 
 log = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
@@ -68,6 +70,7 @@ def create_app(
     )
     engine.on_step(metrics.on_step)
     engine.on_step(Throughput(metrics).on_step)
+    engine.on_step(_restart_counter(engine, metrics))
     generation = Generation(engine, metrics, max_waiting=settings.max_waiting)
     desk = Desk(
         settings=settings,
@@ -252,6 +255,8 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
         takes=schema.CompletionRequest, gives=schema.Completion, streams=True)  # fmt: skip
     add("/v1/chat/completions", Chat(desk).create, "POST",
         takes=schema.ChatRequest, gives=schema.ChatCompletion, streams=True)  # fmt: skip
+    add("/v1/embeddings", Embeddings(desk).create, "POST",
+        takes=EmbeddingRequest, gives=EmbeddingList)  # fmt: skip
     add("/v1/models", models.list_all, "GET", gives=schema.ModelList)
     add("/v1/models/{model:path}", models.show, "GET", gives=schema.ModelEntry)
     add("/tokenize", models.tokenize, "POST", takes=schema.TokenizeRequest, gives=schema.Tokenized)
@@ -265,6 +270,18 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     add("/version", admin.version, "GET")
     add("/load", admin.load, "GET")
     add("/metrics", admin.metrics, "GET")
+
+
+def _restart_counter(engine: AsyncEngine, metrics: Metrics) -> Callable[[StepStats], None]:
+    seen = engine.restarts
+
+    def count(_: StepStats) -> None:
+        nonlocal seen
+        while seen < engine.restarts:
+            seen += 1
+            metrics.on_engine_restart()
+
+    return count
 
 
 def _fingerprint(settings: Settings, model: ServedModel) -> str:

@@ -11,13 +11,13 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octavo.engine.errors import Draining, InvalidParameter, Overloaded
-from octavo.engine.params import SEED_BITS, FinishReason, Request, SamplingParams
+from octavo.engine.params import SEED_BITS, FinishReason, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta, TokenLogprobs
 
 from .observe.tally import Tally
@@ -40,6 +40,7 @@ class TextDelta:
     scores: tuple[ScoredToken, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first delta of a prompt, where asked
     cached_tokens: int = 0  # of the prompt, on its first delta
+    embedding: tuple[float, ...] = ()  # where it is what the job wants
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or token id that ended it
 
@@ -52,6 +53,7 @@ class Job:
     model: ServedModel
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
+    pooling: PoolingParams | None = None  # embeddings are wanted, no text
     priority: int = 0
     cache_salt: str = ""
 
@@ -116,6 +118,7 @@ class Generation:
             id=f"{job.id}/{next(self._numbers)}",
             prompt_token_ids=tuple(prompt),
             sampling=params,
+            pooling=job.pooling,
             seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
             arrival=tally.arrival,
             priority=job.priority,
@@ -150,6 +153,7 @@ class Generation:
                         scores=scores,
                         prompt_logprobs=delta.prompt_logprobs,
                         cached_tokens=delta.cached_tokens or 0 if delta.index == 0 else 0,
+                        embedding=delta.embedding or (),
                         finish_reason=choice.finish_reason,
                         stop_reason=choice.stop_reason,
                     )
@@ -162,7 +166,7 @@ class Generation:
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
         """The engine's deltas; where the prompt is scored, choice 0, which brings the scores,
         comes first."""
-        async with aclosing(_closing(self._engine.generate(request))) as deltas:
+        async with aclosing(self._engine.generate(request)) as deltas:
             held: list[Delta] | None = None if request.sampling.prompt_logprobs is None else []
             async for delta in deltas:
                 if held is None:
@@ -186,17 +190,6 @@ class Generation:
     def _count(self, tally: Tally, index: int, tokens: int) -> None:
         if tokens:
             self._metrics.on_tokens(tokens, gap_seconds=tally.tokens(index, tokens))
-
-
-async def _closing(deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
-    """The engine's iterator as a generator that can be closed."""
-    try:
-        async for delta in deltas:
-            yield delta
-    finally:
-        close = getattr(deltas, "aclose", None)
-        if close is not None:
-            await close()
 
 
 async def _merged(

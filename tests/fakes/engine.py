@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from octavo.engine.async_engine import EngineStatus
 from octavo.engine.errors import EngineDead, SequenceFailed
@@ -21,12 +21,13 @@ class ScriptedEngine:
     def __init__(self, script: Script, *, max_model_len: int = 512) -> None:
         self.script = script
         self.status = EngineStatus("ready")
+        self.restarts = 0
         self.stats = StepStats()
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self.ended_choices: list[tuple[str, int]] = []
         self.hold: asyncio.Event | None = None
-        self._observers: list[Callable[[StepStats], None]] = []
+        self.observers: list[Callable[[StepStats], None]] = []
         self.capacity = Capacity(
             num_blocks=64,
             block_size=16,
@@ -44,9 +45,9 @@ class ScriptedEngine:
         )
 
     def on_step(self, observer: Callable[[StepStats], None]) -> None:
-        self._observers.append(observer)
+        self.observers.append(observer)
 
-    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}.")
         self.requests.append(request)

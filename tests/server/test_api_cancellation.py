@@ -139,11 +139,19 @@ async def test_s9_counters_grow_by_the_true_numbers() -> None:
 
 async def test_s9_gauges_follow_the_engines_steps() -> None:
     server = serve()
-    for observer in server.engine._observers:
+    for observer in server.engine.observers:
         observer(StepStats(step=1, running=3, waiting=2, blocks_total=10, blocks_used=5))
     assert await count(server, "octavo:num_requests_running") == 3
     assert await count(server, "octavo:num_requests_waiting") == 2
     assert await count(server, "octavo:kv_cache_usage_perc") == 0.5
+
+
+async def test_s9_engine_restarts_are_counted() -> None:
+    server = serve()
+    server.engine.restarts = 2
+    for observer in server.engine.observers:
+        observer(StepStats(step=1))
+    assert await count(server, "octavo:engine_restarts_total") == 2
 
 
 async def test_s9_one_line_a_request_and_none_for_probes(caplog: pytest.LogCaptureFixture) -> None:

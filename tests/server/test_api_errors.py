@@ -170,7 +170,7 @@ async def test_s1_openapi_describes_what_is_served() -> None:
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/completionsx", "/score"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/moderations", "/v1/completionsx", "/score"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_s1_an_endpoint_that_is_not_offered_is_404(path: str, method: str) -> None:
     response = await serve().http.request(method, path)
@@ -298,8 +298,8 @@ async def test_s6_a_body_above_the_limit_is_413() -> None:
 
 
 async def test_s6_a_long_body_below_the_limit_is_read() -> None:
-    error = await serve().refusal(PATH, {"prompt": "once " * 1_000_000})
-    assert error["code"] == "context_length_exceeded"
+    response = await serve().post(PATH, {"prompt": "a", "foreign": "x" * 3_000_000})
+    assert response.status_code == 200
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
