@@ -14,11 +14,13 @@ from dataclasses import replace
 
 from .channel import Abort, Channel, Message, Shutdown, StepReport, Submit
 from .executor.base import Executor
-from .params import Request
+from .params import Request, SamplingParams
 from .scheduler.scheduler import Scheduler
 from .step import StepOutput, StepPlan, StepStats
 
 log = logging.getLogger(__name__)
+
+_MOMENT = 0.002  # seconds
 
 
 class Engine:
@@ -29,10 +31,14 @@ class Engine:
         self._executor = executor
         self._overlap = overlap
         self._in_flight: deque[StepPlan] = deque()
-        self._stats = StepStats()
+        self._preparing: dict[str, SamplingParams] = {}  # by id of a held request
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request, time.monotonic())
+        """Take a request in; it waits until the executor has what it needs (its grammar)."""
+        held = not self._executor.ready(request.sampling)
+        self.scheduler.add(request, time.monotonic(), held=held)
+        if held:
+            self._preparing[request.id] = request.sampling
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Free a request, or one choice of it; an unknown or ended one is no error."""
@@ -44,8 +50,12 @@ class Engine:
         return not self._in_flight and not self.scheduler.has_work
 
     def step(self) -> StepReport:
-        """Advance by one committed step, or by none when there is nothing to do."""
+        """Advance by one committed step, or by none when there is nothing to do.
+
+        While there is nothing to do but to wait for a grammar, it waits for a moment.
+        """
         began = time.perf_counter()
+        self._release_prepared()
         while len(self._in_flight) <= self._overlap:
             plan = self.scheduler.schedule(time.monotonic())
             if plan is None:
@@ -54,6 +64,8 @@ class Engine:
             self._in_flight.append(plan)
         planned = time.perf_counter()
         if not self._in_flight:
+            if self._preparing:
+                time.sleep(_MOMENT)
             return StepReport((), self.stats())
         plan = self._in_flight.popleft()
         try:
@@ -77,6 +89,12 @@ class Engine:
 
     def stop(self) -> None:
         self._executor.stop()
+
+    def _release_prepared(self) -> None:
+        for request_id, params in list(self._preparing.items()):
+            if self._executor.ready(params):
+                del self._preparing[request_id]
+                self.scheduler.release(request_id)
 
     def _measured(self, plan: StepPlan, output: StepOutput, host_seconds: float) -> StepStats:
         return replace(

@@ -174,6 +174,15 @@ class Penalise(Protocol):
         """
 
 
+class AllowOnly(Protocol):
+    """Minus infinity for every token that a packed mask leaves out, in place."""
+
+    def __call__(self, logits: Tensor, bitmask: Tensor) -> None:
+        """logits float32 [rows, vocab]; bitmask int32 [rows, ceil(vocab / 32)], token t is bit
+        t % 32 of word t // 32, and allowed where it is 1.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ops:
     """One implementation of every op, for one device."""
@@ -189,3 +198,4 @@ class Ops:
     largest: Largest
     rank: Rank
     penalise: Penalise
+    allow_only: AllowOnly

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..params import SamplingParams
 from ..step import StepOutput, StepPlan
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +40,11 @@ class Executor(Protocol):
 
         Raises:
             ConfigError: the checkpoint cannot be loaded, or it does not fit.
+        """
+
+    def ready(self, params: SamplingParams) -> bool:
+        """Whether a sequence with these parameters would not keep a step waiting. If not, begins
+        to prepare what is missing (its grammar is compiled) and returns without waiting for it.
         """
 
     def submit(self, plan: StepPlan) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from ..config import EngineConfig
+from ..params import SamplingParams
 from ..step import StepOutput, StepPlan
 from ..worker.launch import launch
 from ..worker.runner import Runner
@@ -35,10 +36,11 @@ class InlineExecutor:
         self._runner, capacity = self._call(lambda: launch(self._config, progress))()
         return capacity
 
+    def ready(self, params: SamplingParams) -> bool:
+        return self._started().ready(params)
+
     def submit(self, plan: StepPlan) -> None:
-        runner = self._runner
-        if runner is None:
-            raise RuntimeError("the executor has not been started")
+        runner = self._started()
         self._pending.append(self._call(lambda: runner.execute(plan)))
 
     def collect(self) -> StepOutput:
@@ -49,6 +51,11 @@ class InlineExecutor:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
         self._runner = None
+
+    def _started(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the executor has not been started")
+        return self._runner
 
     def _call(self, work: Callable[[], T]) -> Callable[[], T]:
         """A way to the result of `work`, which runs in our thread, or when the result is wanted."""

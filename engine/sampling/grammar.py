@@ -12,9 +12,11 @@ at once or sampled token by token, the answer is the same.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,24 +117,26 @@ def fill_masks(grammars: Sequence[Grammar], masks: Bitmask, executor: LLExecutor
 
 
 class GrammarCompiler:
-    """Compiles grammars off the calling thread, and keeps those used last.
+    """Compiles grammars in a thread of its own, and keeps those used last. Thread-safe.
 
     Args:
-        tokenizer: of the checkpoint whose tokens the masks are about.
+        load: gives the tokenizer of the checkpoint whose tokens the masks are about; called in
+            that thread, at once. A BrokenCheckpoint of it fails every sequence with a grammar.
         capacity, text_capacity: compiled grammars kept, and their characters together.
     """
 
     def __init__(
         self,
-        tokenizer: LLTokenizer,
+        load: Callable[[], LLTokenizer],
         *,
         capacity: int = _COMPILED_GRAMMARS,
         text_capacity: int = _COMPILED_TEXT,
     ) -> None:
-        self._tokenizer = tokenizer
         self._capacity = capacity
         self._text_capacity = text_capacity
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="octavo-grammar")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-grammar")
+        self._tokenizer = self._thread.submit(load)
+        self._lock = threading.Lock()  # over what follows
         self._compiled: OrderedDict[GrammarSpec, Future[LLMatcher]] = OrderedDict()
         self._text = 0  # characters of what is kept
 
@@ -145,21 +149,8 @@ class GrammarCompiler:
         Args:
             vocab_size: columns of the logits; ids without a token are never allowed.
             stop_ids: the model's end-of-sequence ids, the one to force first.
-
-        Raises:
-            BrokenCheckpoint: the tokenizer cannot be read, so nothing can be constrained.
         """
-        try:
-            description = json.loads(Path(folder, "tokenizer.json").read_text("utf-8"))
-            description |= {"truncation": None, "padding": None}
-            tokenizer = LLTokenizer(
-                json.dumps(description), n_vocab=vocab_size, eos_token=list(stop_ids)
-            )
-        except Exception as error:  # the library raises plain exceptions
-            raise BrokenCheckpoint(
-                f"{folder} has no tokenizer.json that grammars can be compiled for: {error}."
-            ) from None
-        return cls(tokenizer)
+        return cls(partial(_read_tokenizer, Path(folder), vocab_size, tuple(stop_ids)))
 
     def ready(self, spec: GrammarSpec) -> bool:
         """Whether `start` would not wait; begins to compile what is not yet there."""
@@ -173,28 +164,31 @@ class GrammarCompiler:
         """
         try:
             prototype = self._future(spec).result()
+        except BrokenCheckpoint as error:
+            raise SequenceFailed(str(error)) from None
         except (ValueError, TypeError, RecursionError) as error:
             raise SequenceFailed(f"the grammar is no {spec.kind}: {error}") from None
-        grammar = Grammar(prototype.deep_copy(), self._tokenizer.eos_token)
+        grammar = Grammar(prototype.deep_copy(), self._tokenizer.result().eos_token)
         if grammar.error is not None:
             raise SequenceFailed(grammar.error)
         return grammar
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _future(self, spec: GrammarSpec) -> Future[LLMatcher]:
-        future = self._compiled.get(spec)
-        if future is None:
-            future = self._compiled[spec] = self._threads.submit(self._compile, spec)
-            self._text += len(spec.text)
-            self._evict()
-        self._compiled.move_to_end(spec)
-        return future
+        with self._lock:
+            future = self._compiled.get(spec)
+            if future is None:
+                future = self._compiled[spec] = self._thread.submit(self._compile, spec)
+                self._text += len(spec.text)
+                self._evict()
+            self._compiled.move_to_end(spec)
+            return future
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
         limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, spec.source, log_level=0, limits=limits)
+        matcher = LLMatcher(self._tokenizer.result(), spec.source, log_level=0, limits=limits)
         matcher.compute_bitmask()  # builds the part of the lexer that every answer begins with
         return matcher
 
@@ -204,3 +198,17 @@ class GrammarCompiler:
         ):
             spec, _ = self._compiled.popitem(last=False)
             self._text -= len(spec.text)
+
+
+def _read_tokenizer(folder: Path, vocab_size: int, stop_ids: tuple[int, ...]) -> LLTokenizer:
+    try:
+        if not stop_ids:
+            raise ValueError("the model has no end-of-sequence token")
+        description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        description |= {"truncation": None, "padding": None}
+        return LLTokenizer(json.dumps(description), n_vocab=vocab_size, eos_token=list(stop_ids))
+    except Exception as error:  # the library raises plain exceptions
+        raise BrokenCheckpoint(
+            f"Answers of this model cannot be constrained: grammars cannot be compiled for its "
+            f"tokenizer.json: {error}."
+        ) from None

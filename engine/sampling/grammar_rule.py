@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -10,19 +9,20 @@ import torch
 from llguidance import LLExecutor
 from torch import Tensor
 
+from octavo.kernels.ops import AllowOnly
+
 from ..errors import SequenceFailed
 from ..params import SamplingParams
 from .grammar import WORD_BITS, Bitmask, Grammar, GrammarCompiler, fill_masks
 from .logits import Histories, Rows
 
-AllowOnly = Callable[[Tensor, Tensor], None]  # kernels/reference/bitmask.py
-
 
 class GrammarRule:
     """`grammar`: only what continues a valid answer may be said. A `LogitsRule`; the last one.
 
-    `prepare` may be called before the forward pass; the masks are then computed beside it. A
-    forced token gets the logit 0 whatever other rules did: it is the only answer there is.
+    `prepare` may be called before the forward pass; the masks are then computed beside it. The
+    grammar wins over other rules: where these have left nothing that it allows, all that it allows
+    has the logit 0, and so has a forced token.
 
     Args:
         vocab_size: columns of the logits.
@@ -38,20 +38,26 @@ class GrammarRule:
         self._executor = LLExecutor(threads)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="octavo-masks")
         self._walks: dict[int, Grammar | None] = {}  # by row; None: it failed
+        self._failures: dict[int, str] = {}  # why, by row
         self._read: dict[int, int] = {}  # by row: output tokens accepted
         self._prepared: tuple[tuple[int, ...], Future[Bitmask]] | None = None
 
     def needs(self, params: SamplingParams) -> bool:
         return params.grammar is not None
 
+    def ready(self, params: SamplingParams) -> bool:
+        """Whether `admit` would not wait; begins to compile what is not yet there."""
+        return params.grammar is None or self._compiler.ready(params.grammar)
+
     def admit(self, row: int, params: SamplingParams) -> None:
         assert params.grammar is not None, "only rows that need the rule are admitted"
         self._settle()
         self._read[row] = 0
+        self._failures.pop(row, None)
         try:
             self._walks[row] = self._compiler.start(params.grammar)
-        except SequenceFailed:
-            self._walks[row] = None
+        except SequenceFailed as error:
+            self._fail(row, error)
 
     def prepare(self, rows: Rows, histories: Histories) -> None:
         """Begin to compute the masks of these sequences, all of which need the rule."""
@@ -66,14 +72,19 @@ class GrammarRule:
             self.prepare(rows, histories)
         masks = self._settle()
         place = torch.from_numpy(at).to(logits.device)
+        bitmask = torch.from_numpy(masks).to(logits.device)
         allowed = logits[place]
-        self._allow_only(allowed, torch.from_numpy(masks).to(logits.device))
-        forced = [self._first_forced(row) for row in rows.tolist()]
-        sure = [(i, token) for i, token in enumerate(forced) if token is not None]
-        if sure:
-            index, token_ids = torch.tensor(sure, device=logits.device).T
-            allowed[index, token_ids] = 0.0
+        self._allow_only(allowed, bitmask)
+        lost = torch.nonzero(allowed.amax(-1) == float("-inf"))[:, 0]
+        if len(lost):
+            anything = torch.zeros_like(allowed[lost])
+            self._allow_only(anything, bitmask[lost])
+            allowed[lost] = anything
         logits[place] = allowed
+
+    def failure(self, row: int) -> str | None:
+        """Why the sequence in `row` cannot go on, if that is the grammar's fault."""
+        return self._failures.get(row)
 
     def forced(self, row: int, histories: Histories) -> tuple[int, ...]:
         """The tokens that must follow the sequence's known ones; empty where there is a choice."""
@@ -81,11 +92,6 @@ class GrammarRule:
         self._catch_up(row, histories)
         walk = self._walks[row]
         return () if walk is None else walk.forced()
-
-    def _first_forced(self, row: int) -> int | None:
-        walk = self._walks[row]
-        run = walk.forced() if walk is not None else ()
-        return run[0] if run else None
 
     def _catch_up(self, row: int, histories: Histories) -> None:
         """Bring a walk to where its history stands: a token further, or replayed from the start."""
@@ -99,8 +105,12 @@ class GrammarRule:
         self._read[row] = said
         try:
             walk.accept(fresh.tolist())
-        except SequenceFailed:
-            self._walks[row] = None
+        except SequenceFailed as error:
+            self._fail(row, error)
+
+    def _fail(self, row: int, error: SequenceFailed) -> None:
+        self._walks[row] = None
+        self._failures[row] = str(error)
 
     def _masks(self, rows: tuple[int, ...]) -> Bitmask:
         masks = np.zeros((len(rows), self._words), dtype=np.int32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from ..params import SamplingParams
 from ..step import TokenLogprobs
 from .logits import Histories, LogitsRule, Rows
 from .narrowing import column, heated, keep
+
+if TYPE_CHECKING:
+    from .grammar_rule import GrammarRule
 
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
@@ -64,12 +68,21 @@ class Sampler:
     Args:
         vocab_size: columns of the logits.
         rules: in the order in which they apply.
+        grammar: the rule that comes after them, where answers can be constrained.
     """
 
-    def __init__(self, vocab_size: int, rules: Sequence[LogitsRule], ops: Ops) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        rules: Sequence[LogitsRule],
+        ops: Ops,
+        *,
+        grammar: GrammarRule | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
         self._ops = ops
-        self._rules = tuple(rules)
+        self._grammar = grammar
+        self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
         self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
 
@@ -100,6 +113,32 @@ class Sampler:
             any(needs),
         )
 
+    def ready(self, params: SamplingParams) -> bool:
+        """Whether `admit` would not wait; begins to prepare what is missing. From any thread."""
+        return self._grammar is None or self._grammar.ready(params)
+
+    def prepare(self, rows: Rows, histories: Histories) -> None:
+        """Begin what can be done for `sample` of the same arguments before there are logits."""
+        if self._grammar is not None:
+            bound = rows[self._needs[-1, rows]]
+            if len(bound):
+                self._grammar.prepare(bound, histories)
+
+    def forced(self, rows: Rows, histories: Histories) -> dict[int, tuple[int, ...]]:
+        """The tokens that must follow the known ones of sequences, whatever their logits are, by
+        index into `rows`.
+
+        None where log-probabilities are wanted: these take a forward pass for each token.
+        """
+        if self._grammar is None:
+            return {}
+        bound = self._needs[-1, rows] & (self._rows["logprobs"][rows] == _NO_LOGPROBS)
+        runs = {
+            i: self._grammar.forced(int(rows[i]), histories)
+            for i in np.flatnonzero(bound).tolist()
+        }
+        return {i: run for i, run in runs.items() if run}
+
     def sample(self, logits: Tensor, rows: Rows, histories: Histories) -> Sampled:
         """Draw the next token of each sequence.
 
@@ -115,6 +154,8 @@ class Sampler:
         self._shape(logits, rows, state["shaped"], histories)
         chosen = self._draw(logits, state, histories.lengths[rows])
         errors = _errors(torch.stack((largest, logits.gather(-1, chosen[:, None])[:, 0])))
+        if errors and self._grammar is not None:
+            errors = {i: self._grammar.failure(int(rows[i])) or why for i, why in errors.items()}
         token_ids: list[int] = chosen.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
         if own is not None:

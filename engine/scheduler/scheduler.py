@@ -71,13 +71,16 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is live. While one is and nothing is in flight, `schedule` gives
-        a plan: the engine never spins."""
+        """Whether any sequence is live. While one is that has been released, and nothing is in
+        flight, `schedule` gives a plan: the engine never spins."""
         return bool(self._live)
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, request: Request, now: float, *, held: bool = False) -> None:
         """Take a request in. Its id must not be that of a live one, and its prompt must have a
-        token and fit in the context: a request is valid once it is here (ValueError)."""
+        token and fit in the context: a request is valid once it is here (ValueError).
+
+        A `held` one is not scheduled before it is released.
+        """
         if request.id in self._searches:
             raise ValueError(f"request {request.id!r} is live already")
         if not 1 <= len(request.prompt_token_ids) <= self._capacity.max_model_len:
@@ -87,6 +90,12 @@ class Scheduler:
             return
         root = self._create(request, list(request.prompt_token_ids))
         self._searches[request.id] = self._search(root, choices)
+        if held:
+            self._hold(request.id, True)
+
+    def release(self, request_id: str) -> None:
+        """A held request may be scheduled; an unknown or ended one is no error."""
+        self._hold(request_id, False)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one choice of it, without a Delta; unknown or ended ones are no
@@ -109,7 +118,7 @@ class Scheduler:
             sequence = self._running[position]
             position += 1
             count = min(sequence.pending, budget)
-            if count <= 0:
+            if count <= 0 or (sequence.promised and sequence.stepwise):
                 continue
             while not self._blocks.reserve(sequence, count):
                 shortage = self._blocks.shortage(sequence, count)
@@ -288,6 +297,11 @@ class Scheduler:
             return BeamSearch(root, self._capacity, self)
         return SampleSearch(root, choices, self._capacity, self)
 
+    def _hold(self, request_id: str, held: bool) -> None:
+        for sequence in self._waiting.values():
+            if sequence.request.id == request_id:
+                sequence.held = held
+
     def _create(self, request: Request, token_ids: list[int]) -> Sequence:
         """A new sequence that waits; its search says what it is to become."""
         sequence = Sequence(
@@ -297,6 +311,7 @@ class Scheduler:
             token_ids=token_ids,
             limit=len(token_ids),
             end=len(token_ids),
+            stepwise=request.sampling.grammar is not None,
         )
         self._next_id += 1
         self._live[sequence.id] = self._waiting[sequence.id] = sequence

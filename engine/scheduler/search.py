@@ -50,7 +50,9 @@ class Terms:
         room = capacity.max_model_len - length
         wanted = room if params.max_tokens is None else min(params.max_tokens, room)
         self.limit = length + max(wanted, 0)
-        self.end_ids = frozenset(() if params.ignore_eos else capacity.eos_token_ids)
+        # Behind a whole answer of a grammar nothing but its end can come.
+        goes_on = params.ignore_eos and params.grammar is None
+        self.end_ids = frozenset(() if goes_on else capacity.eos_token_ids)
         self.stop_ids = self.end_ids | frozenset(params.stop_token_ids)
         self.logprobs: list[TokenLogprobs] = []
 
@@ -68,7 +70,10 @@ class Terms:
 
     def ends(self, token: int, output_length: int) -> bool:
         """Whether `token`, as output number `output_length`, ends a sequence."""
-        return token in self.stop_ids and output_length > self.request.sampling.min_tokens
+        params = self.request.sampling
+        if params.grammar is not None and token in self.end_ids:
+            return True
+        return token in self.stop_ids and output_length > params.min_tokens
 
     def timing(self, sequence: Sequence, now: float) -> Timing:
         first_scheduled = sequence.first_scheduled

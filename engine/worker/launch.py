@@ -14,6 +14,8 @@ from ..device import available_cores, available_memory, pick_device, pick_dtype
 from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..params import SamplingParams
+from ..sampling.grammar import GrammarCompiler
+from ..sampling.grammar_rule import GrammarRule
 from ..sampling.logits import standard_rules
 from ..sampling.sampler import Sampler
 from ..step import History, Moves, Slice, StepPlan, Wants
@@ -57,13 +59,19 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         num_host_blocks=memory.num_host_blocks,
     )
     rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
+    compiler = GrammarCompiler.from_folder(
+        config.model, vocab_size=numbers.vocab_size, stop_ids=numbers.eos_token_ids
+    )
+    grammar = GrammarRule(
+        numbers.vocab_size, compiler, ops.allow_only, threads=torch.get_num_threads()
+    )
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
     runner = Runner(
         model=model,
         kv=kv,
-        sampler=Sampler(numbers.vocab_size, rules, ops),
+        sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
         table=table,
         device=device,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import SequenceFailed
 from ..kv_cache import KVCache
 from ..models.base import Model
+from ..params import SamplingParams
 from ..sampling.sampler import Sampler
 from ..step import SliceResult, StepOutput, StepPlan, TokenLogprobs
 from .gathering import Work, gather
@@ -26,6 +27,7 @@ class Chosen:
     """What the slices of a step yielded, by index of the slice."""
 
     token_ids: dict[int, int] = field(default_factory=dict)
+    forced: dict[int, tuple[int, ...]] = field(default_factory=dict)  # what must follow these
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     candidates: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
@@ -55,6 +57,11 @@ class Runner:
         self._table = table
         self._device = device
 
+    def ready(self, params: SamplingParams) -> bool:
+        """Whether a sequence with these parameters would not keep a step waiting; begins to
+        prepare what is missing. From any thread."""
+        return self._sampler.ready(params)
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         """One step. An exception means that all of it failed."""
@@ -64,6 +71,7 @@ class Runner:
         work = self._gather(plan)
         chosen = Chosen()
         if work.slices:
+            self._sampler.prepare(work.rows[work.sampling], self._table)
             self._choose(work, self._model.forward(work.batch, self._kv), chosen)
             self._keep(work, chosen)
         return _output(plan, work, chosen, time.perf_counter() - began)
@@ -129,6 +137,8 @@ class Runner:
         at = [i for i in chosen.token_ids if i not in chosen.errors]
         tokens = np.array([chosen.token_ids[i] for i in at], dtype=np.int64)
         self._table.append(work.rows[at], tokens)
+        for i, run in self._sampler.forced(work.rows[at], self._table).items():
+            chosen.forced[at[i]] = self._table.extend(int(work.rows[at[i]]), run)
 
 
 def _output(plan: StepPlan, work: Work, chosen: Chosen, seconds: float) -> StepOutput:
@@ -150,9 +160,10 @@ def _result(at: int, sequence: int, chosen: Chosen) -> SliceResult:
     if at in chosen.errors:
         return SliceResult(sequence=sequence, error=chosen.errors[at])
     token = chosen.token_ids.get(at)
+    token_ids = () if token is None else (token, *chosen.forced.get(at, ()))
     return SliceResult(
         sequence=sequence,
-        token_ids=() if token is None else (token,),
+        token_ids=token_ids,
         logprobs=(chosen.logprobs[at],) if at in chosen.logprobs else (),
         candidates=chosen.candidates.get(at, ()),
         prompt_logprobs=chosen.prompt_logprobs.get(at, ()),

@@ -86,6 +86,16 @@ class SequenceTable:
         self.token_ids[rows, lengths] = token_ids
         self.lengths[rows] = self._kept[rows] = lengths + 1
 
+    def extend(self, row: int, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Further tokens of a sequence are known without a step; returns those there is room for:
+        the others are beyond the longest sequence."""
+        length = int(self.lengths[row])
+        end = min(length + len(token_ids), self.token_ids.shape[1])
+        taken = token_ids[: end - length]
+        self.token_ids[row, length:end] = taken
+        self.lengths[row] = self._kept[row] = end
+        return taken
+
     def check(self) -> None:
         """Every row is free or has exactly one owner, and nothing is known beyond its width."""
         rows = sorted([*self._free, *self._row_of.values()])

@@ -9,6 +9,7 @@ from typing import Any
 from ..ops import Ops
 from .activation import silu_mul
 from .attention import plan_attention
+from .bitmask import allow_only
 from .cache import copy_blocks
 from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
@@ -28,6 +29,7 @@ REFERENCE = Ops(
     largest=largest,
     rank=rank,
     penalise=penalise,
+    allow_only=allow_only,
 )
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {name: getattr(REFERENCE, name) for name in Ops.__dataclass_fields__}

@@ -216,7 +216,7 @@ def test_what_is_no_grammar_fails_the_sequence(
 
 def test_the_compiler_keeps_what_was_used_last() -> None:
     compiler = GrammarCompiler.from_folder(TARGET, vocab_size=VOCAB, stop_ids=EOS)
-    small = GrammarCompiler(compiler._tokenizer, capacity=2)
+    small = GrammarCompiler(compiler._tokenizer.result, capacity=2)
     first, second, third = (GrammarSpec(GrammarKind.REGEX, word) for word in ("a", "b", "c"))
     small.start(first)
     assert small.ready(first)
@@ -224,7 +224,7 @@ def test_the_compiler_keeps_what_was_used_last() -> None:
     small.start(first)
     small.start(third)
     assert set(small._compiled) == {first, third}
-    by_size = GrammarCompiler(compiler._tokenizer, text_capacity=3)
+    by_size = GrammarCompiler(compiler._tokenizer.result, text_capacity=3)
     for word in ("aa", "bb", "cccc"):
         by_size.start(GrammarSpec(GrammarKind.REGEX, word))
     assert [spec.text for spec in by_size._compiled] == ["cccc"]

@@ -72,7 +72,10 @@ class FakeExecutor:
     """An `Executor`. Plans are carried out when they are collected, in order.
 
     Knobs for tests, changeable at any time: `failing_slices` and `failing_steps` count down as
-    they fail; a slice of a sequence that holds the id `poison` always fails; `dead` fails all.
+    they fail; a slice of a sequence that holds the id `poison` always fails; `dead` fails all;
+    no grammar is ready before `preparing` is False.
+
+    A grammar changes no token, but makes some of them forced: these come in one step.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class FakeExecutor:
         self.failing_steps = 0
         self.poison: int | None = None
         self.dead = False
+        self.preparing = False
         self.stopped = False
         self.plans: list[StepPlan] = []  # everything submitted, for tests to look at
         self._eos_rate = eos_rate
@@ -126,6 +130,9 @@ class FakeExecutor:
     def start(self, progress: Progress) -> Capacity:
         progress("fake weights", 1, 1)
         return self.capacity
+
+    def ready(self, params: SamplingParams) -> bool:
+        return params.grammar is None or not self.preparing
 
     def submit(self, plan: StepPlan) -> None:
         if self.dead or self.stopped:
@@ -201,6 +208,8 @@ class FakeExecutor:
             if params.logprobs is not None:
                 logprobs = (self._logprobs(zlib.crc32(context), token, params.logprobs),)
             sequence.token_ids.append(token)
+            if params.grammar is not None and params.logprobs is None:
+                token_ids += self._force(sequence, context)
         if piece.wants & Wants.CANDIDATES:
             ranked = self._ranking(zlib.crc32(context), 2 * params.beam_width)
             candidates = tuple(ranked)
@@ -222,6 +231,20 @@ class FakeExecutor:
             prompt_logprobs=prompt_logprobs,
             embedding=self._embedding(piece, context),
         )
+
+    def _force(self, sequence: _Known, context: bytes) -> tuple[int, ...]:
+        """0 to 3 more tokens, those that further steps would have given."""
+        known = sequence.token_ids
+        run: tuple[int, ...] = ()
+        for _ in range(zlib.crc32(context) % 4):
+            if known[-1] in self.capacity.eos_token_ids:
+                break
+            if len(known) > self.capacity.max_model_len:
+                break
+            context += _CELL.pack(known[-1] + 1, len(known) - 1)
+            run += (self._sample(sequence, context),)
+            known.append(run[-1])
+        return run
 
     def _embedding(self, piece: Slice, context: bytes) -> tuple[float, ...]:
         stop = piece.start + piece.count
