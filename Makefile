@@ -6,10 +6,12 @@ SHELL := bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+CLIENTS := .venv-clients
+NODE   := tests/clients/node
 # One thread a test process: the tests are many small ones.
 TEST   := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-.PHONY: help serve test test-all check format train clean
+.PHONY: help serve test test-all clients check format train clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 14
@@ -20,8 +22,10 @@ serve: $(VENV)/.serve-ready   ## install if needed, then serve the bundled model
 test: $(VENV)/.test-ready     ## the fast tests (minutes)
 	$(TEST) -q $(ARGS)
 
-test-all: $(VENV)/.test-ready ## every test, slow ones too
+test-all: $(VENV)/.test-ready clients  ## every test, slow ones too
 	$(TEST) -q -m 'slow or not slow' $(ARGS)
+
+clients: $(CLIENTS)/.ready $(NODE)/node_modules/.package-lock.json  ## the clients that tests/clients drives a server with
 
 check: $(VENV)/.test-ready    ## formatting, lint and strict types
 	$(BIN)/ruff format --check .
@@ -51,3 +55,19 @@ $(VENV)/.test-ready: pyproject.toml | $(VENV)/bin/python
 	@echo "octavo: installing into $(VENV), with what the tests need (once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e '.[dev,test]'
 	@touch $@ $(VENV)/.serve-ready
+
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+
+# The clients' own environment finds after its own packages those of the tests: some clients ask
+# for torch, and one torch on the disk is enough.
+$(CLIENTS)/.ready: pyproject.toml | $(VENV)/.test-ready
+	@echo "octavo: installing the clients of tests/clients into $(CLIENTS) (once; about 1 GB)"
+	$(BIN)/python -m venv $(CLIENTS)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(CLIENTS)/bin/python -c '$(PURELIB)')/after.pth"
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(CLIENTS)/bin/python -m pip install --quiet --progress-bar on --group clients
+	@touch $@
+
+# Without node there is nothing to install, and its tests say so.
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix $(NODE) --no-audit --no-fund --silent; fi
