@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundled import training
 from bundled.generation import generate
 from bundled.model import Llama
 from bundled.packing import Mixture, Tokens
@@ -20,11 +21,16 @@ from bundled.training import Loss
 from bundled.vocabulary import BEGIN_OF_TEXT_ID
 
 # Stories, derived chat, synthetic chat, the target's own continuations.
-MIXTURE = Mixture(shares=(0.40, 0.15, 0.20, 0.25), length=512)
+SHARES = (0.35, 0.15, 0.25, 0.25)
 
 PROMPT_LENGTH = 32
 SAMPLE_LENGTH = 224
 SAMPLES_AT_ONCE = 128
+
+
+def mixture_at(seen: int, total: int) -> Mixture:
+    """The same shares throughout; long windows in the last part, as in training."""
+    return Mixture(SHARES, training.mixture_at(seen, total).length)
 
 
 def distillation_loss(teacher: Llama) -> Loss:

@@ -70,7 +70,7 @@ class Attention(nn.Module):
         query = rotate(self.q_proj(x).view(split).transpose(1, 2), rotation)
         key = rotate(self.k_proj(x).view(split).transpose(1, 2), rotation)
         value = self.v_proj(x).view(split).transpose(1, 2)
-        if past is not None:
+        if past is not None and past[0].shape[2] > 0:
             key = torch.cat((past[0], key), dim=2)
             value = torch.cat((past[1], value), dim=2)
         mixed = causal_attention(query, key, value)
