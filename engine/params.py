@@ -243,8 +243,8 @@ class Emitted:
 class Request:
     """One prompt to be continued, as the engine sees it. Already valid: it can wait, not be wrong.
 
-    With `pooling` it is not continued but embedded: `sampling` stays at its defaults then, and
-    the only Delta of choice 0 carries the embedding.
+    With `pooling` it is embedded instead: of `sampling` only n is looked at then, which must be 1,
+    and the only Delta carries the embedding.
 
     `seed` is concrete (drawn by the front end when the client gave none); choice i samples with
     `choice_seed(seed, i)`. A prompt's place in a list of prompts never enters.

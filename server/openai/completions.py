@@ -32,6 +32,7 @@ from .params import (
     context_of,
     encode,
     keep_last,
+    listed_prompts,
     model_named,
     sampling_params,
 )
@@ -219,24 +220,10 @@ async def _prompts(
     Raises:
         InvalidParameter: there is none, one is empty, or texts and ids are mixed.
     """
-    given = body.prompt
-    listed: list[str | list[int]]
-    if isinstance(given, str):
-        listed = [given]
-    elif given and all(isinstance(item, int) for item in given):
-        listed = [given]  # type: ignore[list-item]
-    else:
-        listed = given  # type: ignore[assignment]
-    kinds = {type(item) for item in listed}
-    if len(kinds) != 1 or not kinds <= {str, list}:
-        raise InvalidParameter(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of such lists.",
-            param="prompt",
-        )
     special = True if body.add_special_tokens is None else body.add_special_tokens
     texts: list[str] = []
     prompts: list[Sequence[int]] = []
-    for item in listed:
+    for item in listed_prompts(body.prompt, "prompt"):
         if isinstance(item, str):
             ids = await encode(model, item, add_special_tokens=special)
         else:

@@ -15,7 +15,7 @@ from octavo.engine.params import SamplingParams
 
 from ..models import ModelPool, ServedModel
 from .errors import UnknownModel
-from .schema import ChatRequest, CompletionRequest, GenerationRequest
+from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 
 MAX_STOPS = 64
 INLINE_CHARACTERS = 1 << 13  # longer texts are tokenized in a thread
@@ -149,6 +149,23 @@ def check_ids(ids: Sequence[int], vocabulary: int, param: str) -> None:
         raise InvalidParameter(
             f"{param}: {wrong} is not a token id; they are 0 to {vocabulary - 1}.", param=param
         )
+
+
+def listed_prompts(given: Prompt, param: str) -> list[str | list[int]]:
+    """Each prompt, a text or token ids. Raises InvalidParameter: none, or texts and ids mixed."""
+    listed: list[str | list[int]]
+    if isinstance(given, str) or (given and all(isinstance(item, int) for item in given)):
+        listed = [given]  # type: ignore[list-item]
+    else:
+        listed = given  # type: ignore[assignment]
+    kinds = {type(item) for item in listed}
+    if len(kinds) != 1 or not kinds <= {str, list}:
+        raise InvalidParameter(
+            f"{param} must be a text, a list of texts, a list of token ids, or a list of such "
+            f"lists.",
+            param=param,
+        )
+    return listed
 
 
 def keep_last(ids: list[int], count: int | None) -> list[int]:

@@ -1,0 +1,177 @@
+"""POST /v1/embeddings (API contract, section 1): prompts to vectors.
+
+A prompt's embedding is pooled from the model's final hidden states: the mean of all positions, or
+that of the last one. OpenAI's form, and as ours `pooling`, `normalize`, `add_special_tokens`,
+`truncate_prompt_tokens`, `priority` and `cache_salt`.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import AsyncIterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.engine.errors import ContextLengthExceeded, InvalidParameter
+from octavo.engine.params import PoolingKind, PoolingParams, SamplingParams
+
+from ..generation import Job, TextDelta
+from .desk import Desk, answer, tally_of
+from .params import check_ids, context_of, encode, keep_last, listed_prompts, model_named
+from .schema import Positive, Prompt
+from .sse import unless_gone
+
+if TYPE_CHECKING:
+    from ..models import ServedModel
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """POST /v1/embeddings."""
+
+    input: Prompt
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None  # the first so many numbers, normalised again
+    user: str | None = None
+
+    # Beyond OpenAI.
+    pooling: Literal["mean", "last"] | None = None  # default: mean
+    normalize: bool | None = None  # to an L2 norm of 1; default: true
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Positive | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class EmbeddingEntry(Struct, kw_only=True):
+    """One vector; as a string: base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct, kw_only=True):
+    """Nothing is generated: both are the tokens of the prompts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """The answer of /v1/embeddings, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingUsage
+
+
+class Embeddings:
+    """The endpoint."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def create(self, request: Request) -> Response:
+        """The embedding of each input."""
+        tally = tally_of(request)
+        body, _ = await self._desk.read(request, EmbeddingRequest)
+        model = model_named(self._desk.models, body.model)
+        pooling = _pooling(body, model)
+        self._desk.require_accepting()
+        prompts = await self._prompts(body, model)
+        job = Job(
+            id=f"embd-{tally.id}",
+            model=model,
+            prompts=prompts,
+            params=SamplingParams(max_tokens=0),
+            pooling=pooling,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
+        )
+        vectors = await unless_gone(
+            request, _gather(self._desk.generation.stream(job, tally), len(prompts))
+        )
+        encoded = _base64 if body.encoding_format == "base64" else _numbers
+        total = sum(map(len, prompts))
+        return answer(
+            EmbeddingList(
+                data=[
+                    EmbeddingEntry(index=index, embedding=encoded(vector))
+                    for index, vector in enumerate(vectors)
+                ],
+                model=body.model or model.name,
+                usage=EmbeddingUsage(prompt_tokens=total, total_tokens=total),
+            )
+        )
+
+    async def _prompts(self, body: EmbeddingRequest, model: ServedModel) -> list[Sequence[int]]:
+        """Token ids of each input.
+
+        Raises:
+            RequestError: one is empty, too long, or has ids that are none of the model's.
+        """
+        listed = listed_prompts(body.input, "input")
+        most = self._desk.settings.max_waiting
+        if len(listed) > most:
+            raise InvalidParameter(f"input: at most {most} at a time.", param="input")
+        special = True if body.add_special_tokens is None else body.add_special_tokens
+        context = context_of(model)
+        prompts: list[Sequence[int]] = []
+        for item in listed:
+            if not item:
+                raise InvalidParameter("input: one is empty.", param="input")
+            if isinstance(item, str):
+                ids = await encode(model, item, add_special_tokens=special)
+            else:
+                check_ids(item, model.config.vocab_size, "input")
+                ids = item
+            ids = keep_last(ids, body.truncate_prompt_tokens)
+            if not ids:
+                raise InvalidParameter("input: one has no tokens.", param="input")
+            if len(ids) > context:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {context} tokens, but an input has "
+                    f"{len(ids)}.",
+                    param="input",
+                )
+            prompts.append(ids)
+        return prompts
+
+
+def _pooling(body: EmbeddingRequest, model: ServedModel) -> PoolingParams:
+    """Raises InvalidParameter: more dimensions are wanted than there are."""
+    size = model.config.hidden_size
+    if body.dimensions is not None and body.dimensions > size:
+        raise InvalidParameter(
+            f"dimensions must be at most {size}, the size of this model's hidden states, but it "
+            f"is {body.dimensions}.",
+            param="dimensions",
+        )
+    return PoolingParams(
+        kind=PoolingKind(body.pooling or PoolingKind.MEAN),
+        dimensions=body.dimensions,
+        normalize=True if body.normalize is None else body.normalize,
+    )
+
+
+async def _gather(deltas: AsyncIterable[TextDelta], count: int) -> list[bytes]:
+    """The vectors by input, as little-endian float32: a quarter of the memory of Python's floats,
+    and what a client reads is the same in both encodings."""
+    vectors = [b""] * count
+    async for delta in deltas:
+        vectors[delta.index] = struct.pack(f"<{len(delta.embedding)}f", *delta.embedding)
+    return vectors
+
+
+def _numbers(vector: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))
+
+
+def _base64(vector: bytes) -> str:
+    return base64.b64encode(vector).decode()
