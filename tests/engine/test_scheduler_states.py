@@ -8,6 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from octavo.engine.params import (
     FinishReason,
+    GrammarKind,
+    GrammarSpec,
     PoolingKind,
     PoolingParams,
     Request,
@@ -20,6 +22,7 @@ from .loop import Loop, request
 
 BLOCK = 8
 MODEL_LEN = 96
+GRAMMAR = GrammarSpec(GrammarKind.REGEX, "whatever")
 ENDS = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR}
 
 
@@ -73,6 +76,7 @@ class Requests(RuleBasedStateMachine):
         prompt=st.lists(st.integers(1, 3), min_size=1, max_size=60),
         n=st.sampled_from([1, 1, 1, 2, 4]),
         beam=st.sampled_from([0, 0, 0, 4]),
+        bound=st.booleans(),
         max_tokens=st.sampled_from([None, 0, 1, 5, 30]),
         scores=st.sampled_from([None, 0]),
         priority=st.integers(0, 2),
@@ -82,13 +86,19 @@ class Requests(RuleBasedStateMachine):
         prompt: list[int],
         n: int,
         beam: int,
+        bound: bool,
         max_tokens: int | None,
         scores: int | None,
         priority: int,
     ) -> None:
         name = f"r{len(self.expected)}"
         asked = SamplingParams(
-            n=n, beam_width=beam, max_tokens=max_tokens, prompt_logprobs=scores, temperature=1.0
+            n=n,
+            beam_width=beam,
+            max_tokens=max_tokens,
+            prompt_logprobs=scores,
+            temperature=1.0,
+            grammar=GRAMMAR if bound and not beam else None,
         )
         arrival = float(len(self.expected))
         self.loop.add(
