@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from octavo.engine.assembly import build_engine
 from octavo.engine.bundled import TARGET
@@ -36,6 +36,7 @@ FAMILIES = (
     Family("qwen2"),
     Family("qwen3", {"head_dim": 8}),
 )
+Prompts = list[list[int]]
 WHOLE = PoolingParams(normalize=False)
 CUT = PoolingParams(dimensions=17)
 
@@ -48,12 +49,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@torch.inference_mode()
-def expected(model: PreTrainedModel, asked: Request) -> Tensor:
+def last_hidden_states(folder: Path, prompts: Prompts) -> dict[tuple[int, ...], Tensor]:
+    """What transformers computes: [tokens, hidden] of each prompt."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return {tuple(p): model(torch.tensor([p])).last_hidden_state[0] for p in prompts}
+
+
+def expected(hidden: Tensor, pooling: PoolingParams) -> Tensor:
     """Pooled as a user of transformers would."""
-    pooling = asked.pooling
-    assert pooling is not None
-    hidden = model(torch.tensor([asked.prompt_token_ids])).last_hidden_state[0]
     pooled = hidden.mean(0) if pooling.kind is PoolingKind.MEAN else hidden[-1]
     pooled = pooled[: pooling.dimensions]
     return torch.nn.functional.normalize(pooled, dim=0) if pooling.normalize else pooled
@@ -81,13 +85,17 @@ def embeddings(
         engine.stop()
 
 
-def check(model: PreTrainedModel, requests: list[Request], found: dict[str, Delta]) -> None:
+def check(
+    states: dict[tuple[int, ...], Tensor], requests: list[Request], found: dict[str, Delta]
+) -> None:
     for asked in requests:
+        assert asked.pooling is not None
+        wanted = expected(states[asked.prompt_token_ids], asked.pooling)
         embedding = torch.tensor(found[asked.id].embedding)
-        torch.testing.assert_close(embedding, expected(model, asked), atol=1e-4, rtol=0)
+        torch.testing.assert_close(embedding, wanted, atol=1e-4, rtol=0)
 
 
-def to_embed(prompts: list[list[int]]) -> list[Request]:
+def to_embed(prompts: Prompts) -> list[Request]:
     """Each prompt in every way."""
     ways = [replace(p, kind=kind) for p in (WHOLE, CUT) for kind in PoolingKind]
     return [
@@ -103,9 +111,17 @@ def to_embed(prompts: list[list[int]]) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_bundled_model_in_every_way_of_scheduling(way: str) -> None:
+@pytest.fixture(scope="module")
+def bundled() -> tuple[Prompts, dict[tuple[int, ...], Tensor]]:
     prompts = mixed_prompts(TARGET, count=7, longest=230, seed=11)
+    return prompts, last_hidden_states(TARGET, prompts)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_bundled_model_in_every_way_of_scheduling(
+    way: str, bundled: tuple[Prompts, dict[tuple[int, ...], Tensor]]
+) -> None:
+    prompts, states = bundled
     requests = to_embed(prompts)
     neighbours = [
         Request(
@@ -120,8 +136,7 @@ def test_the_bundled_model_in_every_way_of_scheduling(way: str) -> None:
     found, stats = embeddings(
         TARGET, neighbours + requests, max_model_len=MAX_MODEL_LEN, **WAYS[way]
     )
-    model = AutoModel.from_pretrained(TARGET, dtype=torch.float32)
-    check(model, requests, found)
+    check(states, requests, found)
     preempted = [r.id for r in requests if found[r.id].timing.preemptions]  # type: ignore[union-attr]
     if way == "swapped":
         assert stats.preemptions_swap > 0
@@ -140,7 +155,6 @@ def test_the_bundled_model_in_every_way_of_scheduling(way: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_every_family(family: Family, tmp_path: Path) -> None:
     write_checkpoint(family, tmp_path)
-    model = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(1)
     prompts = [
         torch.randint(3, SMALL["vocab_size"], (length,), generator=generator).tolist()
@@ -148,4 +162,4 @@ def test_every_family(family: Family, tmp_path: Path) -> None:
     ]
     requests = to_embed(prompts)
     found, _ = embeddings(tmp_path, requests, max_num_batched_tokens=48, kv_memory=32 << 20)
-    check(model, requests, found)
+    check(last_hidden_states(tmp_path, prompts), requests, found)
