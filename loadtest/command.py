@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
 
 
 async def _run(chosen: argparse.Namespace) -> int:
-    model = chosen.model or await _first_model(chosen.base_url, chosen.api_key)
+    model = chosen.model or await first_model(chosen.base_url, chosen.api_key)
     workload = Workload(
         requests=chosen.requests,
         concurrency=chosen.concurrency,
@@ -70,7 +70,8 @@ async def _run(chosen: argparse.Namespace) -> int:
     return 1 if report.errors else 0
 
 
-async def _first_model(base_url: str, api_key: str | None) -> str:
+async def first_model(base_url: str, api_key: str | None) -> str:
+    """The name of the first model a server lists."""
     client = Client(base_url, api_key)
     try:
         status, body = await client.get("/v1/models")

@@ -20,6 +20,7 @@ usage: octavo COMMAND ...
   complete TEXT     let a served model continue a text
   config show       print every setting and where its value came from
   bench serve       load-test a served model
+  bench ratios      measure what batching and prefix caching are worth
   version           print the version
 
 `octavo COMMAND --help` says more.
@@ -118,12 +119,14 @@ def config(words: Sequence[str]) -> None:
 
 
 def bench(words: Sequence[str]) -> int:
-    """`bench serve [flags]`: load a server and report what it did."""
+    """`bench serve [flags]`: load a server and report; `bench ratios`: what batching is worth."""
     what, *flags = words or ["--help"]
-    if what != "serve":
-        raise ConfigError("usage: octavo bench serve [--base-url URL] ..., --help says more")
-    from octavo.loadtest.command import main as measure
-
+    if what == "serve":
+        from octavo.loadtest.command import main as measure
+    elif what == "ratios":
+        from octavo.loadtest.ratios import main as measure
+    else:
+        raise ConfigError("usage: octavo bench serve|ratios [--base-url URL] ..., see --help")
     return measure(flags)
 
 
