@@ -307,6 +307,13 @@ async def test_s2_best_of_returns_the_likeliest_and_counts_all() -> None:
     assert server.engine.requests[0].sampling.n == 3
 
 
+async def test_s2_s5_best_of_keeps_the_order_of_several_prompts() -> None:
+    server = serve(saying("a long one", "mid", "x"))
+    answer = await server.complete(prompt=["one", "two"], n=2, best_of=3, max_tokens=20)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"]] == ["x", "mid"] * 2
+
+
 async def test_s2_beam_search_asks_for_beams() -> None:
     server = serve(saying("a"))
     await server.complete(use_beam_search=True, best_of=4, n=2, length_penalty=0.5)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.params import FinishReason
+from octavo.engine.params import FinishReason, Request
+from octavo.engine.step import Delta
 from octavo.server.openai.logprobs import TokenNames, prompt_pieces
 from octavo.server.text.tokenizer import Tokenizer
 
-from .serving import encoded, saying, serve
+from ..fakes.engine import told
+from .serving import encoded, saying, score, serve
 from .vocabularies import FAMILIES, byte_level
 
 COMPLETIONS = "/v1/completions"
@@ -165,6 +167,21 @@ async def test_s6c_echo_with_logprobs_has_entries_for_all_prompt_tokens(
                if e["choices"][0]["index"] == choice["index"]]  # fmt: skip
         for name, values in choice["logprobs"].items():
             assert [v for one in own for v in one[name]] == values
+
+
+async def test_s6c_a_choice_waits_for_the_scores_of_the_prompt() -> None:
+    def second_choice_first(request: Request) -> list[Delta]:
+        scored = [score(i, t) for i, t in enumerate(request.prompt_token_ids[1:])]
+        last = told(encoded("b"), index=1, logprobs=score)
+        return [*last, *told(encoded("a"), logprobs=score, prompt_logprobs=scored)]
+
+    server = serve(second_choice_first)
+    body = {"prompt": [20, 21, 22], "echo": True, "logprobs": 0, "n": 2}
+    events = await server.events(COMPLETIONS, **body)
+    for chunk in events:
+        assert len(chunk["choices"][0]["logprobs"]["tokens"]) == 4
+        assert None not in chunk["choices"][0]["logprobs"]["token_logprobs"][1:]
+    assert sorted(chunk["choices"][0]["text"][-1] for chunk in events) == ["a", "b"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
