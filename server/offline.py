@@ -9,23 +9,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
 from octavo.engine.assembly import build_engine
-from octavo.engine.errors import (
-    ContextLengthExceeded,
-    InvalidParameter,
-    SequenceFailed,
-)
+from octavo.engine.errors import InvalidParameter, SequenceFailed
 from octavo.engine.params import SEED_BITS, FinishReason, Request, SamplingParams
 from octavo.engine.step import Delta, StepStats, TokenLogprobs
 
 from .models import ServedModel, find_model
+from .openai.params import bad_words_ids, check_context, check_ids
 from .settings import BUNDLED, Settings
-from .text.detokenizer import Detokenizer
-from .text.stop import StopScanner
+from .text.choice import ChoiceText
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -201,32 +197,16 @@ class LLM:
         return [answer.output() for answer in answers]
 
     def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
-        if not params.bad_words:
-            return params
-        encode = self._model.tokenizer.encode
-        spellings = [form for word in params.bad_words for form in (word, " " + word.lstrip())]
-        ids = {tuple(encode(form, add_special_tokens=False)) for form in spellings}
-        return replace(params, bad_words_ids=(*params.bad_words_ids, *sorted(ids - {()})))
+        ids = bad_words_ids(params.bad_words, self._model)
+        return replace(params, bad_words_ids=(*params.bad_words_ids, *ids)) if ids else params
 
     def _refuse_what_cannot_be_served(
         self, prompt: tuple[int, ...], params: SamplingParams
     ) -> None:
         if not prompt:
             raise InvalidParameter("A prompt needs one token at least.", param="prompt")
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < self._capacity.vocab_size:
-                raise InvalidParameter(
-                    f"Token id {token} is outside the vocabulary (0 to "
-                    f"{self._capacity.vocab_size - 1}).",
-                    param="prompt",
-                )
-        total = len(prompt) + (params.max_tokens or 0)
-        if total > self.max_model_len or len(prompt) == self.max_model_len:
-            raise ContextLengthExceeded(
-                f"The prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}; "
-                f"the context is {self.max_model_len} tokens.",
-                param="prompt",
-            )
+        check_ids(prompt, self._capacity.vocab_size, "prompt")
+        check_context(prompt, params.max_tokens, self.max_model_len, "prompt")
 
 
 class _Answer:
@@ -246,7 +226,7 @@ class _Answer:
         self.params = params
         self._prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._cached_tokens = 0
-        self._choices = [_Choice.begin(model, params) for _ in range(params.n)]
+        self._choices = [_Choice(model, params) for _ in range(params.n)]
 
     def request(self) -> Request:
         seed = self.params.seed
@@ -260,7 +240,7 @@ class _Answer:
 
     @property
     def complete(self) -> bool:
-        return all(choice.finish_reason is not None for choice in self._choices)
+        return all(choice.finished for choice in self._choices)
 
     def take(self, delta: Delta) -> bool:
         """Take one delta in; True when its choice has ended here but not in the engine."""
@@ -281,60 +261,39 @@ class _Answer:
         )
 
 
-@dataclass(slots=True)
 class _Choice:
-    detokenizer: Detokenizer
-    scanner: StopScanner
-    keep_stop_token: bool
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    score: float | None = None
+    """One choice's text and tokens, as far as they have come."""
 
-    @classmethod
-    def begin(cls, model: ServedModel, params: SamplingParams) -> _Choice:
-        return cls(
-            Detokenizer(model.tokenizer, skip_special_tokens=params.skip_special_tokens),
-            StopScanner(params.stop, include=params.include_stop_str_in_output),
-            keep_stop_token=params.include_stop_str_in_output or not params.skip_special_tokens,
-        )
+    def __init__(self, model: ServedModel, params: SamplingParams) -> None:
+        self._text = ChoiceText(model.tokenizer, params)
+        self._pieces: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._score: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._text.finished
 
     def take(self, delta: Delta) -> bool:
-        if self.finish_reason is not None:
-            return False
-        self.logprobs.extend(delta.logprobs)
-        self.score = delta.score
-        for position, token in enumerate(delta.token_ids, 1):
-            self.token_ids.append(token)
-            silent = (
-                position == len(delta.token_ids)
-                and delta.finish_reason is FinishReason.STOP
-                and not self.keep_stop_token
-            )
-            self.text += "" if silent else self.scanner.feed(self.detokenizer.feed(token))
-            if self.scanner.matched is not None:
-                del self.logprobs[len(self.token_ids) :]
-                self.finish_reason = FinishReason.STOP
-                self.stop_reason = self.scanner.matched
-                return not delta.last
-        if delta.last:
-            self.text += self.scanner.feed(self.detokenizer.finish()) + self.scanner.finish()
-            self.finish_reason = delta.finish_reason
-            self.stop_reason = delta.stop_token_id
-            if self.scanner.matched is not None:
-                self.finish_reason, self.stop_reason = FinishReason.STOP, self.scanner.matched
-        return False
+        """Take one delta in; True when the choice has ended here but not in the engine."""
+        if self.finished:
+            return False  # the engine had computed it before it heard of the end
+        pieces, _, used = self._text.take(delta)
+        self._pieces += pieces
+        self._token_ids += delta.token_ids[:used]
+        self._logprobs += delta.logprobs[:used]
+        self._score = delta.score
+        return self._text.finish_reason is not None and not delta.last
 
     def output(self, index: int) -> CompletionOutput:
-        assert self.finish_reason is not None
+        assert self._text.finish_reason is not None
         return CompletionOutput(
             index=index,
-            text=self.text,
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            score=self.score,
+            text="".join(self._pieces),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            finish_reason=self._text.finish_reason,
+            stop_reason=self._text.stop_reason,
+            score=self._score,
         )

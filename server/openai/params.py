@@ -20,11 +20,7 @@ from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 MAX_STOPS = 64
 INLINE_CHARACTERS = 1 << 13  # longer texts are tokenized in a thread
 _BIAS_LIMIT = 100.0
-_UNOFFERED = (
-    *("tools", "functions", "function_call", "audio"),
-    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("grammar", "json_schema"),
-)
+_UNOFFERED = ("functions", "function_call", "audio")
 
 
 def model_named(models: ModelPool, name: str | None) -> ServedModel:
@@ -48,14 +44,6 @@ def refuse_unoffered(request: GenerationRequest) -> None:
     for name in _UNOFFERED:
         if getattr(request, name, None) is not None:
             raise InvalidParameter(f"{name} is not offered by this server.", param=name)
-    if getattr(request, "tool_choice", None) is not None:
-        raise InvalidParameter("tool_choice needs tools.", param="tool_choice")
-    form = request.response_format
-    if form is not None and form.type != "text":
-        raise InvalidParameter(
-            f"response_format {form.type!r} is not offered by this server, only 'text'.",
-            param="response_format",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +92,7 @@ def sampling_params(
             "stop_token_ids": tuple(request.stop_token_ids or ()),
             "allowed_token_ids": _optional_tuple(request.allowed_token_ids),
             "bad_words": tuple(request.bad_words or ()),
-            "bad_words_ids": _bad_words(request.bad_words, model),
+            "bad_words_ids": bad_words_ids(request.bad_words, model),
             "logprobs": 0 if scores.output is None and ranks else scores.output,
             "prompt_logprobs": max(asked, default=None),
         }
@@ -240,7 +228,7 @@ def _logit_bias(bias: Mapping[str, float] | None, vocabulary: int) -> dict[int, 
     return parsed
 
 
-def _bad_words(words: Sequence[str] | None, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+def bad_words_ids(words: Sequence[str] | None, model: ServedModel) -> tuple[tuple[int, ...], ...]:
     """Each word's tokens, at a text's beginning and after a space."""
     found: dict[tuple[int, ...], None] = {}
     for word in words or ():
