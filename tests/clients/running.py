@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,14 @@ THEIRS = CLIENTS / "bin" / "python"
 def outcomes(python: Path, script: str, url: str, *names: str) -> Outcomes:
     """What the cases of `scripts/<script>` returned; all of them, or those named."""
     return Outcomes(json.loads(output_of([python, SCRIPTS / script, url, *names])[-1]))
+
+
+def node_outcomes(script: str, url: str) -> Outcomes:
+    """What the cases of `node/<script>` returned."""
+    node = shutil.which("node")
+    assert node, "node is not installed"
+    assert (NODE / "node_modules").is_dir(), "its packages are missing: run `make clients` first"
+    return Outcomes(json.loads(output_of([node, NODE / script, url])[-1]))
 
 
 def output_of(
