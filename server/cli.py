@@ -21,6 +21,7 @@ usage: octavo COMMAND ...
   config show       print every setting and where its value came from
   bench serve       load-test a served model
   bench ratios      measure what batching and prefix caching are worth
+  bench start       measure the time to the first token after a start
   version           print the version
 
 `octavo COMMAND --help` says more.
@@ -119,14 +120,16 @@ def config(words: Sequence[str]) -> None:
 
 
 def bench(words: Sequence[str]) -> int:
-    """`bench serve [flags]`: load a server and report; `bench ratios`: what batching is worth."""
+    """`bench serve`, `bench ratios` and `bench start`: what a server can do, in figures."""
     what, *flags = words or ["--help"]
     if what == "serve":
         from octavo.loadtest.command import main as measure
     elif what == "ratios":
         from octavo.loadtest.ratios import main as measure
+    elif what == "start":
+        from octavo.loadtest.startup import main as measure
     else:
-        raise ConfigError("usage: octavo bench serve|ratios [--base-url URL] ..., see --help")
+        raise ConfigError("usage: octavo bench serve|ratios|start [--flag value] ..., see --help")
     return measure(flags)
 
 
