@@ -30,4 +30,3 @@ class EngineConfig:
     preemption: str = "auto"  # auto | recompute | swap
     overlap: int = 1  # steps planned ahead: 0 or 1
     threads: int | None = None  # None: one less than the cores the container may use
-    deterministic: bool = True

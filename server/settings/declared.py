@@ -216,12 +216,6 @@ class Settings:
         "Compute",
         "Threads that compute. `auto`: one less than the cores that the container may use.",
     )
-    deterministic: bool = _setting(
-        kinds.switch(),
-        _ENGINE.deterministic,
-        "Compute",
-        "Sum in an order that does not depend on what else runs.",
-    )
     tensor_parallel_size: int = _setting(
         kinds.integer(1, 1),
         1,
@@ -273,7 +267,7 @@ class Settings:
     )
     drain_timeout: float = _setting(
         kinds.seconds(),
-        30.0,
+        60.0,
         "Server",
         "Time for running requests to finish when the daemon is told to stop.",
     )
