@@ -160,7 +160,7 @@ class AsyncEngine:
         self._completed_steps = False  # by this incarnation
         self.restarts = 0
         self.resumed_requests = 0
-        self.status = EngineStatus("starting", "not launched yet")
+        self.status = EngineStatus("starting", "launched" if host else "not launched yet")
         self.stats = StepStats()
 
     @property
@@ -225,6 +225,11 @@ class AsyncEngine:
         if listener is not None and not listener.choices[index].finished:
             listener.finish(index)
             self._send(Abort(request_id, index))
+
+    async def gone(self) -> None:
+        """Returns when the engine has ended for good: stopped, or not to be restarted."""
+        if self._supervising is not None:
+            await asyncio.shield(self._supervising)
 
     async def stop(self) -> None:
         """End the engine; what is still live fails with EngineDead. Idempotent."""

@@ -217,6 +217,7 @@ async def test_an_engine_that_dies_fruitlessly_again_and_again_is_given_up() -> 
             await collect(engine, request("a"))
         assert engine.status.stage == "dead"
         assert len(fleet.executors) == 2
+        await engine.gone()
         with pytest.raises(EngineDead):
             await collect(engine, request("b"))
 
