@@ -50,6 +50,7 @@ class GrammarSpec:
 
     kind: GrammarKind
     text: str
+    lead: str = ""  # a grammar of kind LARK around it, in which it is `@answer`
 
     @property
     def source(self) -> str:
@@ -75,7 +76,10 @@ class GrammarSpec:
                 part = {"lark_grammar": self.text}
             case GrammarKind.GBNF:
                 raise ValueError("a GBNF grammar must be turned into Lark first")
-        return json.dumps({"grammars": [part]}, ensure_ascii=False)
+        grammars: list[dict[str, object]] = [part]
+        if self.lead:
+            grammars = [{"lark_grammar": self.lead}, {"name": "answer", **part}]
+        return json.dumps({"grammars": grammars}, ensure_ascii=False)
 
 
 JSON_STYLE: Mapping[str, str] = MappingProxyType({"whitespace_pattern": r" |\n {0,32}"})

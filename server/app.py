@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.errors import OctavoError
+from octavo.engine.errors import EngineDead, OctavoError
 from octavo.version import __version__
 
 from .admin import Admin
@@ -42,6 +42,7 @@ from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
 from .settings import Settings
 from .terminal import StartupProgress, banner
+from .text.grammar_check import GrammarCheck
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
@@ -58,11 +59,13 @@ def create_app(
     settings: Settings,
     *,
     metrics: Metrics | None = None,
+    grammar_check: Callable[[Path], GrammarCheck] = GrammarCheck,
 ) -> FastAPI:
     """The ASGI application over an engine that the caller starts and stops.
 
     It may be served before the engine is ready: /health says so, generation answers 503. When it
-    is, tell `models.ready`. `app.state.generation` is where a caller asks for a drain.
+    is, tell `models.ready`. `app.state.generation` is where a caller asks for a drain, and
+    `app.state.checks` has what is to be closed at the end.
     """
     default = next(iter(models))
     metrics = metrics or Metrics(
@@ -72,11 +75,13 @@ def create_app(
     engine.on_step(Throughput(metrics).on_step)
     engine.on_step(_restart_counter(engine, metrics))
     generation = Generation(engine, metrics, max_waiting=settings.max_waiting)
+    checks = {model.folder: grammar_check(model.folder) for model in models}
     desk = Desk(
         settings=settings,
         engine=engine,
         models=models,
         generation=generation,
+        checks=checks,
         fingerprint=_fingerprint(settings, default),
     )
     app = FastAPI(
@@ -87,6 +92,7 @@ def create_app(
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.generation = generation
+    app.state.checks = tuple(checks.values())
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
     if settings.api_key:
@@ -153,6 +159,7 @@ class _Daemon:
         self._metrics = Metrics(model_name=model.name, longest_context=model.config.context_length)
         app = create_app(engine, self._models, settings, metrics=self._metrics)
         self._generation: Generation = app.state.generation
+        self._checks: tuple[GrammarCheck, ...] = app.state.checks
         self._folder = model.folder
         self._server = _Server(
             uvicorn.Config(
@@ -173,20 +180,27 @@ class _Daemon:
         http = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         starting = asyncio.create_task(self._start_engine())
         stopping = asyncio.create_task(told_to_stop.wait())
+        waiting: list[asyncio.Task[Any]] = [starting, stopping]
         try:
             await asyncio.wait((starting, stopping, http), return_when="FIRST_COMPLETED")
             if starting.done():
                 await starting
-                await asyncio.wait((stopping, http), return_when="FIRST_COMPLETED")
+                gone = asyncio.create_task(self._engine.gone())
+                waiting.append(gone)
+                await asyncio.wait((stopping, http, gone), return_when="FIRST_COMPLETED")
+                if gone.done():  # whoever supervises this process may have better luck
+                    raise EngineDead(f"The engine is gone: {self._engine.status.detail}.")
                 await self._drain()
         finally:
-            for task in (starting, stopping):
+            for task in waiting:
                 task.cancel()
-            await asyncio.gather(starting, stopping, return_exceptions=True)
+            await asyncio.gather(*waiting, return_exceptions=True)
             # Streams that outlived the drain end with an error event, not in mid-air.
             await self._engine.stop()
             self._server.should_exit = True
             await http
+            for check in self._checks:
+                await check.close()
 
     async def _start_engine(self) -> None:
         await self._engine.start(self._progress)

@@ -35,7 +35,7 @@ class TextDelta:
     """What one choice gained. The last one of a choice has a finish reason."""
 
     index: int  # prompt's place * n + choice
-    text: str = ""
+    pieces: tuple[str, ...] = ()  # of text: one per token, and at the end what was held back
     token_ids: tuple[int, ...] = ()
     scores: tuple[ScoredToken, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first delta of a prompt, where asked
@@ -43,6 +43,10 @@ class TextDelta:
     embedding: tuple[float, ...] = ()  # where it is what the job wants
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or token id that ended it
+
+    @property
+    def text(self) -> str:
+        return self.pieces[0] if len(self.pieces) == 1 else "".join(self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +143,7 @@ class Generation:
                         waiting = False
                         self._waiting -= 1
                         self._first_token(tally, len(prompt), delta)
-                    text, scores, tokens = choice.take(delta)
+                    pieces, scores, tokens = choice.take(delta)
                     self._count(tally, first_index + delta.index, tokens)
                     if choice.finished:
                         ended.add(delta.index)
@@ -148,7 +152,7 @@ class Generation:
                         tally.finish(first_index + delta.index, choice.finish_reason, delta.timing)
                     yield TextDelta(
                         index=first_index + delta.index,
-                        text=text,
+                        pieces=pieces,
                         token_ids=delta.token_ids[:tokens],
                         scores=scores,
                         prompt_logprobs=delta.prompt_logprobs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET
@@ -12,12 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.errors import InvalidParameter
+from octavo.engine.params import FinishReason
 
 from ..generation import Job, TextDelta
 from ..observe.tally import Tally
+from ..text.message import Manner, MessageReader, Part
+from ..text.tool_parser import Content
+from .constraints import answer_grammar, manner_of, read_obligation
 from .conversation import encode_messages, message_text, template_for, template_options
 from .desk import Desk, Gathered, Spent, answer, answer_id, gather, now, tally_of
 from .logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from .messages import delta_of, message_of
 from .params import (
     Scores,
     chat_max_tokens,
@@ -28,13 +33,13 @@ from .params import (
     sampling_params,
 )
 from .schema import (
-    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
     ChatRequest,
+    Usage,
 )
 from .sse import DONE, ChunkWriter, stream_answer, unless_gone
 
@@ -61,20 +66,29 @@ class Chat:
             raise InvalidParameter("modalities: only 'text' is offered.", param="modalities")
         trusted = self._desk.settings.trust_request_chat_template
         template = template_for(model, body.chat_template, trusted=trusted)
-        options = template_options(body, effort=body.reasoning_effort, documents=body.documents)
+        obligation = await read_obligation(raw, model, template)
+        options = template_options(
+            body,
+            effort=body.reasoning_effort,
+            documents=body.documents,
+            tools=obligation.tools,
+        )
         rendered = await encode_messages(template, body.messages, raw["messages"], **options)
         prompt = _framed(rendered, body, model)
         self._desk.require_accepting()
         check_context(prompt, max_tokens, context_of(model), "messages")
+        manner = manner_of(obligation, model, template, prompt)
+        check = self._desk.check_of(model)
+        grammar = await answer_grammar(obligation, model, check, manner)
         job = Job(
             id=answer_id("chatcmpl", body, tally),
             model=model,
             prompts=[prompt],
-            params=params,
+            params=replace(params, grammar=grammar),
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
         )
-        form = _Form(body, job, scores, created=now(), fingerprint=self._desk.fingerprint)
+        form = _Form(body, job, scores, manner, created=now(), fingerprint=self._desk.fingerprint)
         spent = Spent(len(prompt))
         if body.stream:
             events = self._events(form, spent, tally)
@@ -82,7 +96,7 @@ class Chat:
                 request, events, tally, ping_seconds=self._desk.settings.ping_interval
             )
         choices = await unless_gone(
-            request, gather(job, self._desk.generation.stream(job, tally), spent)
+            request, gather(job, self._desk.generation.stream(job, tally), spent, form.read)
         )
         return answer(form.whole(choices, spent))
 
@@ -97,14 +111,16 @@ class Chat:
                 opening = b""
                 if delta.index not in begun:
                     more = {} if begun else form.once
-                    usage = spent.usage() if continuous else None
+                    usage = form.usage(spent) if continuous else None
                     opening = writer.chunk(form.opening(delta.index), usage, **more)
                     begun.add(delta.index)
                 spent.count(delta)
-                usage = spent.usage() if continuous else None
-                yield opening + writer.chunk(form.piece(delta), usage)
+                pieces = form.pieces(delta)
+                usage = form.usage(spent) if continuous else None
+                if events := opening + b"".join([writer.chunk(p, usage) for p in pieces]):
+                    yield events
         if last:
-            yield writer.chunk(None, spent.usage())
+            yield writer.chunk(None, form.usage(spent))
         yield DONE
 
 
@@ -115,9 +131,11 @@ class _Form:
     body: ChatRequest
     job: Job
     scores: Scores
+    manner: Manner
     created: int
     fingerprint: str
     names: TokenNames = field(init=False)
+    _readers: dict[int, MessageReader] = field(default_factory=dict)  # by choice
 
     def __post_init__(self) -> None:
         self.names = TokenNames(
@@ -154,19 +172,42 @@ class _Form:
         """The first chunk of a choice."""
         return ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=self.echo))
 
-    def piece(self, delta: TextDelta) -> ChatChunkChoice:
-        """A further chunk; the last one of a choice has the finish reason."""
+    def usage(self, spent: Spent) -> Usage:
+        thinking = sum(reader.reasoning_tokens for reader in self._readers.values())
+        return spent.usage(reasoning_tokens=thinking)
+
+    def read(self, delta: TextDelta) -> list[Part]:
+        """What a delta brings of its choice's message, where that is not just content."""
+        if self.manner.plain:
+            return []
+        reader = self._readers.get(delta.index)
+        if reader is None:
+            reader = self._readers[delta.index] = MessageReader(self.manner)
+        last = delta.finish_reason is not None
+        return reader.read(delta.token_ids, delta.pieces, last=last)
+
+    def pieces(self, delta: TextDelta) -> list[ChatChunkChoice]:
+        """Further chunks; the last one of a choice has the finish reason."""
         ended = delta.finish_reason is not None
-        choice = ChatChunkChoice(
-            index=delta.index,
-            delta=ChatDelta(content=UNSET if ended and not delta.text else delta.text),
-            logprobs=self._logprobs(delta.scores) if delta.scores else None,
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason if ended else UNSET,
-        )
-        if self.body.return_token_ids:
-            choice.token_ids = list(delta.token_ids)
-        return choice
+        if self.manner.plain:
+            deltas = [ChatDelta(content=UNSET if ended and not delta.text else delta.text)]
+        else:
+            deltas = [delta_of(part) for part in self.read(delta)]
+            if ended or (not deltas and (delta.scores or self.body.return_token_ids)):
+                deltas.append(ChatDelta())
+        choices = [ChatChunkChoice(index=delta.index, delta=each) for each in deltas]
+        if choices and delta.scores:
+            choices[0].logprobs = self._logprobs(delta.scores)
+        if choices and self.body.return_token_ids:
+            choices[0].token_ids = list(delta.token_ids)
+        if ended:
+            choices[-1].finish_reason = self._reason(delta)
+            choices[-1].stop_reason = delta.stop_reason
+        return choices
+
+    def _reason(self, delta: TextDelta) -> str | None:
+        reader = self._readers.get(delta.index)
+        return _finish_reason(delta.finish_reason, called=reader is not None and reader.calls > 0)
 
     def whole(self, choices: list[Gathered], spent: Spent) -> ChatCompletion:
         """The answer that is no stream, with the best n of all candidates."""
@@ -176,11 +217,15 @@ class _Form:
             choices = sorted(choices, key=lambda choice: -choice.mean_logprob)[:n]
         listed = []
         for index, gathered in enumerate(choices):
+            parts = [Content(gathered.text)] if self.manner.plain else gathered.parts
+            message = message_of(parts, front=self.echo)
             choice = ChatChoice(
                 index=index,
-                message=AssistantMessage(content=self.echo + gathered.text),
+                message=message,
                 logprobs=self._logprobs(gathered.scores),
-                finish_reason=gathered.finish_reason,
+                finish_reason=_finish_reason(
+                    gathered.finish_reason, called=message.tool_calls is not UNSET
+                ),
                 stop_reason=gathered.stop_reason,
             )
             if self.body.return_token_ids:
@@ -191,7 +236,7 @@ class _Form:
             created=self.created,
             model=self.body.model or self.job.model.name,
             choices=listed,
-            usage=spent.usage(),
+            usage=self.usage(spent),
             system_fingerprint=self.fingerprint,
         )
         if self.body.return_token_ids:
@@ -204,6 +249,11 @@ class _Form:
         if self.scores.output is None:
             return None
         return chat_logprobs(tokens, self.names, top=self.scores.output)
+
+
+def _finish_reason(reason: FinishReason | None, *, called: bool) -> str | None:
+    """A whole answer with calls in it ends for their sake."""
+    return "tool_calls" if called and reason is FinishReason.STOP else reason
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

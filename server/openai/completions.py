@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET
@@ -15,6 +15,7 @@ from octavo.engine.errors import InvalidParameter
 
 from ..generation import Job, TextDelta
 from ..observe.tally import Tally
+from .constraints import answer_grammar, read_obligation
 from .desk import Desk, Gathered, Spent, answer, answer_id, gather, now, tally_of
 from .logprobs import (
     Entry,
@@ -52,7 +53,7 @@ class Completions:
     async def create(self, request: Request) -> Response:
         """Continue each prompt n times, as one answer or as a stream."""
         tally = tally_of(request)
-        body, _ = await self._desk.read(request, CompletionRequest)
+        body, raw = await self._desk.read(request, CompletionRequest)
         model = model_named(self._desk.models, body.model)
         scores = Scores(
             output=body.logprobs,
@@ -63,11 +64,14 @@ class Completions:
             raise InvalidParameter("suffix: this model cannot insert text.", param="suffix")
         max_tokens = completion_max_tokens(body)
         params = sampling_params(body, model, max_tokens=max_tokens, scores=scores)
+        obligation = await read_obligation(raw, model)
         self._desk.require_accepting()
         context = context_of(model)
         texts, prompts = await _prompts(body, model)
         for prompt in prompts:
             check_context(prompt, max_tokens, context, "prompt")
+        check = self._desk.check_of(model)
+        params = replace(params, grammar=await answer_grammar(obligation, model, check))
         job = Job(
             id=answer_id("cmpl", body, tally),
             model=model,

@@ -82,6 +82,7 @@ def template_options(
     *,
     effort: str | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for the template. Raises InvalidParameter."""
     continued = bool(body.continue_final_message)
@@ -103,6 +104,7 @@ def template_options(
         "add_generation_prompt": not continued if generated is None else generated,
         "continue_final_message": continued,
         "documents": documents,
+        "tools": tools,
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ from octavo.engine.step import TokenLogprobs
 from ..generation import Generation, Job, TextDelta
 from ..observe.tally import Tally
 from ..text.choice import ScoredToken
+from ..text.message import Part
 from .body import read_json, to_schema
 from .schema import (
     CompletionTokensDetails,
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 
     from octavo.engine.async_engine import AsyncEngine
 
-    from ..models import ModelPool
+    from ..models import ModelPool, ServedModel
     from ..settings import Settings
+    from ..text.grammar_check import GrammarCheck
 
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 
@@ -45,6 +48,7 @@ class Desk:
     engine: AsyncEngine
     models: ModelPool
     generation: Generation
+    checks: Mapping[Path, GrammarCheck]  # of grammars, by folder of the model
     fingerprint: str  # the same for the same configuration
 
     async def read(self, request: Request, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
@@ -52,6 +56,10 @@ class Desk:
         settings = self.settings
         raw = await read_json(request, limit=settings.max_body_size, seconds=settings.body_timeout)
         return to_schema(raw, schema), raw
+
+    def check_of(self, model: ServedModel) -> GrammarCheck:
+        """Who finds out whether a grammar can be used for answers of `model`."""
+        return self.checks[model.folder]
 
     def require_accepting(self) -> None:
         """Raises EngineDead: a request can be neither served nor wait for a restart; and why."""
@@ -100,13 +108,13 @@ class Spent:
         self.cached_tokens += delta.cached_tokens
         self.completion_tokens += len(delta.token_ids)
 
-    def usage(self) -> Usage:
+    def usage(self, *, reasoning_tokens: int = 0) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
-            completion_tokens_details=CompletionTokensDetails(),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
         )
 
 
@@ -115,6 +123,7 @@ class Gathered:
     """One choice, as far as its deltas have come."""
 
     text: str = ""
+    parts: list[Part] = field(default_factory=list)  # of the message, where it is read as one
     token_ids: list[int] = field(default_factory=list)
     scores: list[ScoredToken] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -127,14 +136,24 @@ class Gathered:
         return total / max(1, len(self.scores))
 
 
-async def gather(job: Job, deltas: AsyncIterable[TextDelta], spent: Spent) -> list[Gathered]:
-    """All choices of all prompts, complete: the joined deltas, so that they equal a stream's."""
+async def gather(
+    job: Job,
+    deltas: AsyncIterable[TextDelta],
+    spent: Spent,
+    read: Callable[[TextDelta], list[Part]] = lambda delta: [],
+) -> list[Gathered]:
+    """All choices of all prompts, complete: the joined deltas, so that they equal a stream's.
+
+    Args:
+        read: gives the parts of the message that a delta brings.
+    """
     choices = [Gathered() for _ in range(job.choices)]
     texts: list[list[str]] = [[] for _ in choices]
     async for delta in deltas:
         spent.count(delta)
         choice = choices[delta.index]
         texts[delta.index].append(delta.text)
+        choice.parts += read(delta)
         choice.token_ids += delta.token_ids
         choice.scores += delta.scores
         choice.prompt_logprobs += delta.prompt_logprobs

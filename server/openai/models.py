@@ -86,14 +86,12 @@ class Models:
     async def _tokenized_messages(
         self, body: TokenizeRequest, raw: list[dict[str, object]], model: ServedModel
     ) -> list[int]:
-        if body.tools is not None:
-            raise InvalidParameter("tools is not offered by this server.", param="tools")
         trusted = self._desk.settings.trust_request_chat_template
         return await encode_messages(
             template_for(model, body.chat_template, trusted=trusted),
             body.messages or [],
             raw,
-            **template_options(body),
+            **template_options(body, tools=body.tools),
         )
 
 

@@ -2,7 +2,8 @@
 
 In a request, None stands for "not given" and for `null` alike; unknown fields are ignored, because
 real clients add their own. A field that octavo does not offer yet is listed all the same, so that
-`params.refuse_unoffered` can say so instead of dropping it.
+`params.refuse_unoffered` can say so instead of dropping it. What says the form of an answer, and
+tools, are read in full by `structured` and `server.text.tools`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,6 @@ class StreamOptions(Struct, kw_only=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-
-
-class ResponseFormat(Struct, kw_only=True):
-    """The form an answer must have; so far only `text`."""
-
-    type: str
 
 
 class GenerationRequest(Struct, kw_only=True):
@@ -75,14 +70,14 @@ class GenerationRequest(Struct, kw_only=True):
     length_penalty: float | None = None
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
 
-    # Not offered yet.
-    response_format: ResponseFormat | None = None
-    structured_outputs: Any = None
+    # The form of the answer, in the dialects of several servers: one of these.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    grammar: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
     json_schema: Any = None
 
 
@@ -128,9 +123,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
     reasoning_effort: str | None = None
     modalities: list[str] | None = None
 
-    # Not offered yet.
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    # Not offered.
     functions: Any = None
     function_call: Any = None
     audio: Any = None
@@ -148,7 +145,7 @@ class TokenizeRequest(Struct, kw_only=True):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Any = None
+    tools: list[dict[str, Any]] | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -238,10 +235,23 @@ class ChatLogprobs(Struct, kw_only=True):
     refusal: None = None
 
 
+class FunctionCall(Struct, kw_only=True):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class AssistantMessage(Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, kw_only=True):
@@ -267,9 +277,25 @@ class ChatCompletion(Struct, kw_only=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
+class FunctionDelta(Struct, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, kw_only=True):
+    """The first one of a call has its id, type and name; all have a piece of its arguments."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
 class ChatDelta(Struct, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, kw_only=True):

@@ -55,11 +55,12 @@ class ChoiceText:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def take(self, delta: Delta) -> tuple[str, tuple[ScoredToken, ...], int]:
+    def take(self, delta: Delta) -> tuple[tuple[str, ...], tuple[ScoredToken, ...], int]:
         """The text that is certain now, the tokens it is made of, and how many tokens counted.
 
-        Those after a stop string do not count. Tokens are only listed where they have
-        log-probabilities.
+        The text is in pieces: what each token that counted released, and at the end what was
+        still held back. Tokens after a stop string do not count. They are only listed where they
+        have log-probabilities.
         """
         pieces: list[str] = []
         used = 0
@@ -79,21 +80,20 @@ class ChoiceText:
             if self._scanner.matched is not None:
                 break
         if self._scanner.matched is None and delta.last:
-            pieces += self._flushed(delta)
+            pieces.append(self._flushed(delta))
         if self._scanner.matched is not None:
             self.finish_reason, self.stop_reason = FinishReason.STOP, self._scanner.matched
-        joined = "".join(pieces)
-        self._released += len(joined)
-        return joined, self._tokens(), used
+        self._released += sum(map(len, pieces))
+        return tuple(pieces), self._tokens(), used
 
-    def _flushed(self, delta: Delta) -> tuple[str, str]:
+    def _flushed(self, delta: Delta) -> str:
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_token_id
         rest = self._detokenizer.finish()
         self._made += len(rest)
         if rest and self._unreleased:  # U+FFFD for what the last bytes began
             self._unreleased[-1].text += rest
             self._unreleased[-1].end = self._made
-        return self._scanner.feed(rest), self._scanner.finish()
+        return self._scanner.feed(rest) + self._scanner.finish()
 
     def _note(self, token: int, text: str, silent: bool, logprobs: TokenLogprobs) -> None:
         raw = b"" if silent or token in self._skipped else self._tokenizer.token_bytes(token)

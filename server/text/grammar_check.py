@@ -11,6 +11,7 @@ import asyncio
 import re
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ import msgspec
 from octavo.engine.errors import InvalidParameter
 from octavo.engine.params import GrammarKind, GrammarSpec
 
+_LARK = GrammarKind.LARK
 _MAX_TEXT = 2 << 20  # characters of a grammar
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _REMEMBERED_TEXT = 16 << 20  # characters of all remembered grammars
@@ -86,7 +88,7 @@ class GrammarCheck:
             raise InvalidParameter(
                 f"{verdict.path} cannot be enforced: {verdict.error}.", param=verdict.path
             )
-        return spec if verdict.lark is None else GrammarSpec(GrammarKind.LARK, verdict.lark)
+        return spec if verdict.lark is None else replace(spec, kind=_LARK, text=verdict.lark)
 
     async def close(self) -> None:
         """End the helper."""

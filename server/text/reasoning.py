@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from .markers import Marker
+from .structural_tag import FREE_TEXT
 from .tokenizer import Tokenizer
 
 # Families by their tags. The first whose opening tag stands in the chat template is the model's.
@@ -33,6 +35,25 @@ class ReasoningTags:
             if closing in template:
                 return cls(Marker.of(opening, tokenizer), Marker.of(closing, tokenizer))
         return None
+
+    def before_answer(self, *, opened: bool) -> str:
+        """The `lead` of a GrammarSpec: thinking comes first, if it is `opened` or the model
+        likes, and only the answer behind it is bound by the grammar."""
+        start = "thinking GAP @answer" if opened else "(opening thinking GAP)? @answer"
+        opening, closing = self.opening, self.closing
+        return "\n".join(
+            [
+                f"start: {start}",
+                f"opening: {opening.rule if opening.hidden else 'OPENING'}",
+                f"OPENING: /\\s{{0,4}}/ {json.dumps(opening.text)}",
+                f"thinking: TEXT {closing.rule}"
+                if closing.hidden
+                else f"thinking[lazy]: TEXT {json.dumps(closing.text)}",
+                r"GAP: /\s{0,4}/",
+                FREE_TEXT,
+                "",
+            ]
+        )
 
     def opened_by(self, prompt: str) -> bool:
         """Whether the rendered prompt itself opens the thinking, so that no tag will follow."""
@@ -67,6 +88,10 @@ class ReasoningSplit:
         self._held = ""
         self._after_tag = opened
         self.reasoning_tokens = 0
+
+    @property
+    def thinking(self) -> bool:
+        return self._where is _Where.THINKING
 
     def feed(self, token_id: int, text: str) -> list[Passage]:
         """One token and the text it releases; may release none, or text of both kinds."""

@@ -64,6 +64,11 @@ class ChatTemplate:
                 f"The chat template {value!r} is neither a file ({error.strerror}) nor a template."
             ) from None
 
+    @property
+    def text(self) -> str:
+        """All of its sources: what they speak of tells how the model writes."""
+        return "\n".join(self.sources.values())
+
     def render(
         self,
         messages: Sequence[Message],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +29,7 @@ _NO_ARGUMENTS: Mapping[str, Any] = {
     "properties": {},
     "additionalProperties": False,
 }
+_ANY_OBJECT = '{"type":"object"}'
 # Keywords that can widen or shape an object beyond its `properties`.
 _SHAPING = frozenset("$ref anyOf allOf oneOf enum const patternProperties minProperties".split())
 
@@ -49,6 +50,11 @@ class Tool:
     schema: str  # of its arguments, as JSON text that the grammar compiler takes
     path: str  # where its parameters stand in the request
     source: Mapping[str, Any]  # the entry as the client wrote it, for the chat template
+
+    @property
+    def strict(self) -> bool:
+        """Whether the client insists on its schema also where nothing obliges to call."""
+        return bool(self.source["function"].get("strict"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +135,13 @@ def _tool(
     except InvalidParameter:
         if not lenient or function.get("strict"):
             raise
-        text = '{"type":"object"}'
+        text = _ANY_OBJECT
     return Tool(name=function["name"], schema=text, path=here, source=entry)
+
+
+def any_object(tool: Tool) -> Tool:
+    """The same tool with arguments of any form."""
+    return replace(tool, schema=_ANY_OBJECT)
 
 
 def _arguments(parameters: Mapping[str, Any], path: str) -> Mapping[str, Any]:

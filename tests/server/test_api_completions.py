@@ -352,11 +352,5 @@ async def test_s6c_with_max_tokens_0_only_the_prompt_is_scored() -> None:
     assert answer["usage"]["completion_tokens"] == 0
 
 
-@pytest.mark.parametrize("field", ["structured_outputs", "guided_json", "grammar"])
-async def test_s2_what_is_not_offered_is_refused_not_ignored(field: str) -> None:
-    error = await serve().refusal(PATH, {"prompt": "a", field: {"type": "object"}})
-    assert error["param"] == field
-
-
 async def test_s2_response_format_text_passes() -> None:
     await serve().complete(response_format={"type": "text"})

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLTokenizer
 
 from octavo.engine.bundled import TARGET
 from octavo.engine.errors import InvalidParameter, SequenceFailed
@@ -285,9 +286,7 @@ def test_in_auto_text_may_come_first_but_a_begun_call_is_bound(
     assert not accepts(compiler, spec, f"{marker} is a marker")
 
 
-def test_a_tag_that_is_an_ordinary_token_of_the_vocabulary_works_too(
-    compiler: GrammarCompiler,
-) -> None:
+def test_a_tag_that_is_an_ordinary_token_of_the_vocabulary_works_too() -> None:
     """Qwen has `<tool_call>` as an added token which is not special."""
     description = json.loads((TARGET / "tokenizer.json").read_text("utf-8"))
     for token in description["added_tokens"]:
@@ -300,14 +299,16 @@ def test_a_tag_that_is_an_ordinary_token_of_the_vocabulary_works_too(
     tokenizer = Tokenizer(json.dumps(description))
     family = ToolFamily.of("<tool_call>", tokenizer)
     assert not family.opening.hidden
-    library = type(compiler._tokenizer)(json.dumps(description), n_vocab=VOCAB, eos_token=[1, 3])
-    qwen = GrammarCompiler(library)
+    library = LLTokenizer(json.dumps(description), n_vocab=VOCAB, eos_token=[1, 3])
+    qwen = GrammarCompiler(lambda: library)
     for choice in ("auto", "required"):
         walk = qwen.start(grammar(family, use(choice)))
         answer = tokenizer.encode(NOW["<tool_call>"], add_special_tokens=False, parse_special=True)
         assert answer[0] == 5
         walk.accept(answer)
         assert not set(EOS).isdisjoint(allowed(walk))
+        with pytest.raises(SequenceFailed):  # it is not taken for text
+            qwen.start(grammar(family, use(choice))).accept([5, *tokenizer.encode("nonsense")[1:]])
     qwen.close()
 
 

@@ -1,0 +1,137 @@
+"""What a request obliges its answer to be, proven to be possible before the engine hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from octavo.engine.errors import InvalidParameter
+from octavo.engine.params import GrammarKind, GrammarSpec
+
+from ..text.message import Manner
+from ..text.reasoning import ReasoningTags
+from ..text.tool_families import ToolFamily
+from ..text.tools import Tool, ToolMode, ToolUse, any_object, read_tools, tool_grammar
+from .structured import Structure, read_structure
+
+if TYPE_CHECKING:
+    from ..models import ServedModel
+    from ..text.grammar_check import GrammarCheck
+    from ..text.template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obligation:
+    """What a request says of its answer's form: a structure, or tools, or neither."""
+
+    structure: Structure | None = None
+    use: ToolUse | None = None
+    family: ToolFamily | None = None  # how the model writes calls, where it may make any
+
+    @property
+    def tools(self) -> list[Mapping[str, Any]] | None:
+        """For the chat template."""
+        return None if self.use is None else [tool.source for tool in self.use.tools]
+
+
+async def read_obligation(
+    raw: Mapping[str, Any], model: ServedModel, template: ChatTemplate | None = None
+) -> Obligation:
+    """From a request's body, in a thread where there is much to read.
+
+    Args:
+        template: what tools are shown to the model with; None: the endpoint has no tools.
+
+    Raises:
+        InvalidParameter: it asks for what is unknown, incomplete or contradictory.
+    """
+
+    def read() -> Obligation:
+        structure = read_structure(raw, model.tokenizer.token_id)
+        use = read_tools(raw) if template is not None else None
+        if template is None or use is None or use.mode is ToolMode.NONE:
+            return Obligation(structure=structure, use=use)
+        if structure is not None:
+            raise InvalidParameter(
+                "tools: the form of an answer cannot be bound where it may be a call; leave one "
+                "out, or set tool_choice to none.",
+                param="tools",
+            )
+        return Obligation(use=use, family=ToolFamily.of(template.text, model.tokenizer))
+
+    if not any(raw.get(name) for name in ("tools", *_FORMS)):
+        return read()
+    return await asyncio.to_thread(read)
+
+
+_FORMS = (
+    *("response_format", "structured_outputs", "grammar", "json_schema"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+)
+
+
+def manner_of(
+    obligation: Obligation, model: ServedModel, template: ChatTemplate, prompt: Sequence[int]
+) -> Manner:
+    """How the answers to a conversation are to be read."""
+    tags = ReasoningTags.of(template.text, model.tokenizer)
+    end = prompt[-_TAG_TOKENS:]
+    opened = tags is not None and tags.opened_by(
+        model.tokenizer.decode(end, skip_special_tokens=False)
+    )
+    use, family = obligation.use, obligation.family
+    names = use.names if use is not None else frozenset()
+    return Manner(tags=tags, opened=opened, family=family, names=names)
+
+
+_PLAIN = Manner()
+_TAG_TOKENS = 16  # at the prompt's end, more than any opening tag has
+
+
+async def answer_grammar(
+    obligation: Obligation, model: ServedModel, check: GrammarCheck, manner: Manner = _PLAIN
+) -> GrammarSpec | None:
+    """What the engine is to hold the answer to; None where it is free.
+
+    Where the model thinks before it answers, its thinking is free.
+
+    Raises:
+        InvalidParameter: it cannot be enforced; names the place.
+    """
+    found = await _grammar(obligation, check)
+    if found is None:
+        return None
+    if not model.config.eos_token_ids:
+        raise InvalidParameter(
+            f"{found.path}: {model.name} has no end-of-sequence token, without which an answer "
+            f"cannot be constrained.",
+            param=found.path,
+        )
+    if manner.tags is None:
+        return found.spec
+    lead = manner.tags.before_answer(opened=manner.opened)
+    return await check.check(replace(found.spec, lead=lead), found.path)
+
+
+async def _grammar(obligation: Obligation, check: GrammarCheck) -> Structure | None:
+    structure, use, family = obligation.structure, obligation.use, obligation.family
+    if structure is not None:
+        return Structure(await check.check(structure.spec, structure.path), structure.path)
+    if use is None or family is None:
+        return None
+    # One by one, so that a refusal names the tool.
+    callable_tools = tuple([await _proven(tool, use, check) for tool in use.callable])
+    spec = tool_grammar(replace(use, callable=callable_tools), family)
+    return None if spec is None else Structure(await check.check(spec, "tools"), "tools")
+
+
+async def _proven(tool: Tool, use: ToolUse, check: GrammarCheck) -> Tool:
+    try:
+        await check.check(GrammarSpec(GrammarKind.JSON_SCHEMA, tool.schema), tool.path)
+    except InvalidParameter:
+        if use.mode is ToolMode.REQUIRED or tool.strict:
+            raise
+        return any_object(tool)
+    return tool
