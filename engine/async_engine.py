@@ -27,11 +27,11 @@ from .channel import (
     StepReport,
     Submit,
 )
-from .errors import ConfigError, EngineDead, SequenceFailed
+from .errors import ConfigError, EngineDead, SequenceFailed, Unsatisfiable
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
 from .params import Emitted, Request
-from .step import Delta, StepStats
+from .step import NOTHING_LEFT, Delta, StepStats
 from .supervisor import EngineHost, Launch, RestartPolicy
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class AsyncEngine:
         Raises:
             EngineDead: the engine is not there, or went away for good.
             SequenceFailed: a choice of this request could not be computed.
+            Unsatisfiable: the request's own rules leave no token to choose.
         """
         if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}: {self.status.detail}.")
@@ -212,7 +213,8 @@ class AsyncEngine:
             while deltas := await listener.take():
                 for delta in deltas:
                     if delta.error is not None:
-                        raise SequenceFailed(delta.error)
+                        kind = Unsatisfiable if delta.error == NOTHING_LEFT else SequenceFailed
+                        raise kind(delta.error)
                     yield delta
         finally:
             del self._listeners[request.id]

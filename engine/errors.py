@@ -8,7 +8,8 @@
     │   └── DoesNotFit              memory: states need, have, and the settings that would fit
     ├── RequestError                one request is wrong: the client's to mend, costs nobody else
     │   ├── InvalidParameter        a field is out of its limits
-    │   └── ContextLengthExceeded   prompt + max_tokens is longer than the context
+    │   ├── ContextLengthExceeded   prompt + max_tokens is longer than the context
+    │   └── Unsatisfiable           its own rules leave no token that could be generated
     └── EngineError                 ours to mend
         ├── EngineDead              the engine process is gone or not yet there
         ├── Draining                the daemon is being shut down and takes nothing new
@@ -60,6 +61,10 @@ class InvalidParameter(RequestError):
 
 class ContextLengthExceeded(RequestError):
     """Prompt and requested output together are longer than the model's context."""
+
+
+class Unsatisfiable(RequestError):
+    """The request's own rules leave no token that could be generated."""
 
 
 class EngineError(OctavoError):

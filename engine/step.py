@@ -11,6 +11,11 @@ from enum import IntFlag
 
 from .params import FinishReason, SamplingParams
 
+NOTHING_LEFT = (
+    "allowed_token_ids, bad_words, min_tokens, logit_bias or the grammar leave no token to choose"
+)
+"""The one `error` of a slice or delta that the request itself causes; all others are ours."""
+
 
 class Wants(IntFlag):
     """What a slice is to yield besides its KV cells."""

@@ -25,7 +25,7 @@ from octavo.kernels.ops import Ops
 
 from ..errors import SequenceFailed
 from ..params import SamplingParams
-from ..step import TokenLogprobs
+from ..step import NOTHING_LEFT, TokenLogprobs
 from .logits import Histories, LogitsRule, Rows
 from .narrowing import column, heated, keep
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
 _NOT_FINITE = "the model's logits are not finite"
-_NONE_LEFT = "no token is left to choose from"
 
 _ROW = np.dtype(
     [
@@ -134,8 +133,7 @@ class Sampler:
             return {}
         bound = self._needs[-1, rows] & (self._rows["logprobs"][rows] == _NO_LOGPROBS)
         runs = {
-            i: self._grammar.forced(int(rows[i]), histories)
-            for i in np.flatnonzero(bound).tolist()
+            i: self._grammar.forced(int(rows[i]), histories) for i in np.flatnonzero(bound).tolist()
         }
         return {i: run for i, run in runs.items() if run}
 
@@ -307,7 +305,7 @@ def _errors(values: Tensor) -> dict[int, str]:
     and the chosen one as the rules left it."""
     fine: npt.NDArray[np.bool_] = np.isfinite(values.numpy(force=True))
     return {
-        row: _NONE_LEFT if fine[0, row] else _NOT_FINITE
+        row: NOTHING_LEFT if fine[0, row] else _NOT_FINITE
         for row in np.flatnonzero(~fine.all(axis=0)).tolist()
     }
 

@@ -14,7 +14,7 @@ from ..kv_cache import KVCache
 from ..models.base import Model
 from ..params import SamplingParams
 from ..sampling.sampler import Sampler
-from ..step import SliceResult, StepOutput, StepPlan, TokenLogprobs
+from ..step import NOTHING_LEFT, SliceResult, StepOutput, StepPlan, TokenLogprobs
 from .gathering import Work, gather
 from .pooling import pool
 from .sequences import SequenceTable
@@ -110,7 +110,7 @@ class Runner:
         for at, candidates in zip(work.searching.tolist(), found, strict=True):
             chosen.candidates[at] = candidates
             if not candidates:
-                chosen.errors[at] = "no token is left to continue with"
+                chosen.errors[at] = NOTHING_LEFT
 
     def _score(self, work: Work, at: int, hidden: Tensor, chosen: Chosen) -> None:
         """Prompt log-probabilities of one slice, a bounded number of positions at a time."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.engine.errors import ContextLengthExceeded, InvalidParameter
+from octavo.engine.errors import ContextLengthExceeded, InvalidParameter, Unsatisfiable
 from octavo.engine.params import FinishReason
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
@@ -97,3 +97,19 @@ def test_bad_words_do_not_appear(llm: LLM) -> None:
     word = plain.split()[1]
     params = SamplingParams(max_tokens=12, temperature=0, bad_words=(word,))
     assert word not in llm.generate("Once upon a time", params)[0].outputs[0].text.split()
+
+
+def test_rules_that_leave_no_token_are_the_requests_own_fault(llm: LLM) -> None:
+    only_the_end = SamplingParams(max_tokens=5, min_tokens=3, allowed_token_ids=(1, 3))
+    with pytest.raises(Unsatisfiable, match="leave no token"):
+        llm.generate(["A fox"], only_the_end)
+    assert llm.stats.blocks_used == 0
+    assert llm.generate("A fox", GREEDY)[0].outputs[0].text
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+def test_the_ends_of_the_repetition_penalty_overflow_nothing(llm: LLM, penalty: float) -> None:
+    params = SamplingParams(max_tokens=4, temperature=0.01, repetition_penalty=penalty)
+    assert len(llm.generate("A fox", params)[0].outputs[0].token_ids) == 4
+    with pytest.raises(InvalidParameter, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=5e-324)
