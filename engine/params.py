@@ -162,11 +162,12 @@ class SamplingParams:
             value = getattr(self, name)
             _require(low <= value <= high, name, value, f"between {low:g} and {high:g}")
         _require(self.top_k >= -1, "top_k", self.top_k, "-1 (off), 0 (off) or more")
+        # Logits are multiplied or divided by it, in float32.
         _require(
-            0 < self.repetition_penalty < math.inf,
+            1e-6 <= self.repetition_penalty <= 1e6,
             "repetition_penalty",
             self.repetition_penalty,
-            "a finite number above 0",
+            "between 1e-6 and 1e6",
         )
         for token, bias in self.logit_bias.items():
             _require(token >= 0, "logit_bias", token, "keyed by token ids of 0 or more")
