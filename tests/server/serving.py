@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from octavo.server.app import create_app
 from octavo.server.models import ModelPool, ServedModel
 from octavo.server.observe.metrics import Metrics
 from octavo.server.settings import Settings
+from octavo.server.text.grammar_check import GrammarCheck
 from octavo.server.text.template import ChatTemplate
 from octavo.server.text.tokenizer import Tokenizer
 
@@ -111,6 +113,11 @@ class Served:
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return await self.http.post(path, json=body, **options)
 
+    async def close(self) -> None:
+        """End what has been started to check grammars."""
+        for check in self.app.state.checks:
+            await check.close()
+
     async def complete(self, **body: Any) -> dict[str, Any]:
         """The answer of /v1/completions, which must be a success."""
         return await self._good("/v1/completions", {"prompt": "once", **body})
@@ -175,6 +182,7 @@ def serve(
     *,
     served: ServedModel | None = None,
     engine: ScriptedEngine | None = None,
+    grammar_check: Callable[[Path], GrammarCheck] = GrammarCheck,
     **settings: Any,
 ) -> Served:
     """In process: no socket, answers arrive whole."""
@@ -186,6 +194,7 @@ def serve(
         ModelPool((served,)),
         Settings(**settings),
         metrics=metrics,
+        grammar_check=grammar_check,
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url="http://octavo")
