@@ -44,7 +44,8 @@ class Description:
         if gives is not None:
             answer["content"] = _json(found[gives])
             if streams:
-                answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                # Before OpenAPI 3.2 nothing can be said of single events.
+                answer["content"]["text/event-stream"] = {"schema": {}}
         words = re.findall(r"\w+", path)
         operation: dict[str, Any] = {
             "operationId": "_".join([method.lower(), *words]),
