@@ -40,6 +40,8 @@ from .openai.desk import Desk
 from .openai.embeddings import EmbeddingList, EmbeddingRequest, Embeddings
 from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
+from .openai.responses import Responses
+from .openai.responses_schema import ModelResponse, ResponsesRequest
 from .settings import Settings
 from .terminal import StartupProgress, banner
 from .text.grammar_check import GrammarCheck
@@ -269,6 +271,8 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
         takes=schema.CompletionRequest, gives=schema.Completion, streams=True)  # fmt: skip
     add("/v1/chat/completions", Chat(desk).create, "POST",
         takes=schema.ChatRequest, gives=schema.ChatCompletion, streams=True)  # fmt: skip
+    add("/v1/responses", Responses(desk).create, "POST",
+        takes=ResponsesRequest, gives=ModelResponse, streams=True)  # fmt: skip
     add("/v1/embeddings", Embeddings(desk).create, "POST",
         takes=EmbeddingRequest, gives=EmbeddingList)  # fmt: skip
     add("/v1/models", models.list_all, "GET", gives=schema.ModelList)

@@ -119,12 +119,17 @@ def row_of(error: BaseException) -> Row:
     return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), _BUG)
 
 
-def error_body(error: BaseException) -> bytes:
-    """The JSON error object. What is not an error of ours shows nothing of itself."""
-    row = row_of(error)
+def shown_message(error: BaseException) -> str:
+    """What a client may read. What is not an error of ours shows nothing of itself."""
     message = str(error) if isinstance(error, OctavoError) else ""
+    return message or "The server made a mistake; its log says more."
+
+
+def error_body(error: BaseException) -> bytes:
+    """The JSON error object."""
+    row = row_of(error)
     content = {
-        "message": message or "The server made a mistake; its log says more.",
+        "message": shown_message(error),
         "type": row.type,
         "param": getattr(error, "param", None),
         "code": row.code,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,11 +51,20 @@ class ChunkWriter:
         if more:
             tail += b"," + _encode(more)[1:-1]
         body = b"" if choice is None else _encode(choice)
-        event = b"".join((self._head, body, b"]", tail, b"}\n\n"))
-        for character, escape in _LINE_BREAKS:
-            if character in event:
-                event = event.replace(character, escape)
-        return event
+        return one_line(b"".join((self._head, body, b"]", tail, b"}"))) + b"\n\n"
+
+
+def one_line(body: bytes) -> bytes:
+    """JSON that no client takes for several lines."""
+    for character, escape in _LINE_BREAKS:
+        if character in body:
+            body = body.replace(character, escape)
+    return body
+
+
+def error_event(error: Exception) -> bytes:
+    """How completions and chats say that they broke off."""
+    return b"data: " + error_body(error) + b"\n\n"
 
 
 async def stream_answer(
@@ -64,12 +73,13 @@ async def stream_answer(
     tally: Tally,
     *,
     ping_seconds: float,
+    failure: Callable[[Exception], bytes] = error_event,
 ) -> EventSourceResponse:
     """The HTTP answer that sends `events`.
 
     The answer begins with the first event, or after `ping_seconds` of silence: what fails before
-    that is raised here, and becomes a plain error with its status; what fails later becomes one
-    error event, the last. `events` is closed when the client leaves.
+    that is raised here, and becomes a plain error with its status; what fails later becomes the
+    `failure`, the last of all events. `events` is closed when the client leaves.
 
     Raises:
         ClientDisconnect: the client left before the first event.
@@ -88,7 +98,7 @@ async def stream_answer(
     finally:
         await _cancel(gone)
     answer = EventSourceResponse(
-        _with_errors_as_event(first, events, tally),
+        _with_errors_as_event(first, events, tally, failure),
         headers={"Cache-Control": "no-cache"},
         ping=ping_seconds,
         sep="\n",
@@ -119,7 +129,10 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 
 
 async def _with_errors_as_event(
-    first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None], tally: Tally
+    first: asyncio.Future[bytes],
+    events: AsyncGenerator[bytes, None],
+    tally: Tally,
+    failure: Callable[[Exception], bytes],
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(events):
         try:
@@ -128,11 +141,11 @@ async def _with_errors_as_event(
                 yield event
         except OctavoError as error:
             tally.fail(error, row_of(error).status)
-            yield b"data: " + error_body(error) + b"\n\n"
+            yield failure(error)
         except Exception as error:
             log.exception("a stream broke off")
             tally.fail(error, row_of(error).status)
-            yield b"data: " + error_body(error) + b"\n\n"
+            yield failure(error)
 
 
 async def _abandon(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None]) -> None:
