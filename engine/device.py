@@ -28,6 +28,11 @@ def pick_dtype(name: str, stored: str) -> torch.dtype:
     """
     if name == "auto":
         name = "bfloat16" if stored == "float16" else stored
+        if name not in _DTYPES:
+            raise ConfigError(
+                f"The checkpoint's weights are stored as {stored}, which octavo does not compute "
+                f"in; choose --dtype bfloat16 or float32."
+            )
     if name not in _DTYPES:
         raise ConfigError(f"--dtype {name} is not known; it must be auto, bfloat16 or float32.")
     return _DTYPES[name]

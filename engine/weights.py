@@ -28,6 +28,7 @@ from .quantization.none import Unquantized
 from .registry import model_class_path
 
 STAGE = "loading weights"
+RANDOM_STAGE = "making random weights"
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Tensors that older checkpoints hold and that follow from config.json.
 _DERIVED = (".rotary_emb.inv_freq",)
@@ -53,7 +54,7 @@ def load_model(
     model_class = _model_class(config.architecture)
     model = model_class(_blueprint(model_class.config_from(config), dtype, device))
     if load_format == "dummy":
-        _fill_at_random(model)
+        _fill_at_random(model, progress)
     elif load_format == "safetensors":
         _fill(model, weight_files(path), progress)
     else:
@@ -71,8 +72,9 @@ def _model_class(architecture: str) -> type[Model]:
 
 
 def _blueprint(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Blueprint:
-    if config.raw.get("quantization_config"):
-        method = config.raw["quantization_config"].get("quant_method", "an unnamed method")
+    if quantized := config.raw.get("quantization_config"):
+        stated = quantized if isinstance(quantized, dict) else {}
+        method = stated.get("quant_method", "an unnamed method")
         raise BrokenCheckpoint(
             f"The checkpoint is quantized by {method}; octavo reads unquantized ones only."
         )
@@ -167,11 +169,16 @@ def _some(names: set[str] | list[str]) -> str:
     return f"the tensor{'s' if len(ordered) > 1 else ''} {', '.join(ordered[:3])}{rest}"
 
 
-def _fill_at_random(model: Model) -> None:
+def _fill_at_random(model: Model, progress: Callable[[str, int, int], None]) -> None:
     """Small normals, norms of one: numbers that stay finite through any depth."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    for parameter in model.parameters():
+    parameters = tuple(model.parameters())
+    done, total = 0, sum(parameter.tensor.nbytes for parameter in parameters)
+    progress(RANDOM_STAGE, 0, total)
+    for parameter in parameters:
         if parameter.name.endswith("norm.weight"):
             parameter.tensor.fill_(1.0)
         else:
             parameter.tensor.normal_(0.0, 0.02, generator=generator)
+        done += parameter.tensor.nbytes
+        progress(RANDOM_STAGE, done, total)

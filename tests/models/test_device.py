@@ -35,6 +35,8 @@ def test_the_dtype_is_the_checkpoints_unless_told() -> None:
 def test_what_is_unknown_is_refused_with_what_is_known() -> None:
     with pytest.raises(ConfigError, match=r"--dtype int4 .* auto, bfloat16 or float32"):
         device.pick_dtype("int4", "float32")
+    with pytest.raises(ConfigError, match=r"stored as float8_e4m3fn.*--dtype bfloat16 or float32"):
+        device.pick_dtype("auto", "float8_e4m3fn")
     with pytest.raises(ConfigError, match=r"--device tpu .* auto or cpu"):
         device.pick_device("tpu")
 

@@ -54,6 +54,15 @@ def test_progress_grows_to_the_end(tmp_path: Path) -> None:
     assert seen[-1][1] == seen[-1][2] > 0
 
 
+def test_making_random_weights_is_told_of_too(tmp_path: Path) -> None:
+    write_checkpoint(SHARDED, tmp_path)
+    seen: list[tuple[str, int, int]] = []
+    load(tmp_path, load_format="dummy", progress=lambda *said: seen.append(said))
+    done = [d for _, d, _ in seen]
+    assert done == sorted(done) and done[0] == 0 and len(done) > 10
+    assert seen[-1][1] == seen[-1][2] > 0
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_are_cast_on_the_way(stored: torch.dtype, tmp_path: Path) -> None:
     write_checkpoint(Family("llama"), tmp_path)
@@ -253,6 +262,7 @@ def test_an_index_that_names_the_wrong_shard_still_finds_every_tensor(tmp_path: 
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope type 'spiral'; known are default"),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' without its number 'factor'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq"),
+        ({"quantization_config": "gptq"}, "quantized by an unnamed method"),
     ],
 )
 def test_what_a_config_asks_for_and_nobody_can_do(
