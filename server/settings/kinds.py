@@ -88,6 +88,8 @@ def switch() -> Kind:
 
 def integer(low: int, high: int | None = None) -> Kind:
     limit = f"a whole number {f'>= {low}' if high is None else f'from {low} to {high}'}"
+    if low == high:
+        limit = str(low)
 
     def read(value: object) -> int:
         return _whole(value, {"": 1}, low, high, limit)

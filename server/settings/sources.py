@@ -173,7 +173,7 @@ def _read_file(path: Path) -> _Source:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not valid YAML: {error}.") from None
+        raise ConfigError(f"--config {path} is not valid YAML: {_where(error)}.") from None
     if content is None:
         return source
     if not isinstance(content, dict):
@@ -185,6 +185,14 @@ def _read_file(path: Path) -> _Source:
             raise ConfigError(f"In {path}: " + _unknown("key", str(key), known))
         source.put(declared, value, f"{path}: {key}")
     return source
+
+
+def _where(error: Exception) -> str:
+    """A YAML error on one line: those with a place in the file print a drawing of it."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1} column {mark.column + 1}: {problem}"
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -162,7 +162,9 @@ class ChatTemplate:
         try:
             return self._environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise ConfigError(f"The chat template {name!r} is not valid Jinja: {error}.") from None
+            raise ConfigError(
+                f"The chat template {name!r} is not valid Jinja: {str(error).rstrip('.')}."
+            ) from None
 
     def _prepared(self, message: Message) -> dict[str, Any]:
         """A message as templates expect it: plain text content, arguments as an object."""

@@ -115,7 +115,7 @@ def test_the_file_takes_yaml_values(
         (["--memory-utilization", "nan"], "above 0 and at most 1"),
         (["--prefix-caching=maybe"], "must be true or false"),
         (["--no-port", "1"], "--port takes a value."),
-        (["--tensor-parallel-size", "2"], "--tensor-parallel-size must be"),
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size must be 1, but it is '2'."),
         (["a", "b"], "Unexpected word 'b': the model is 'a' already."),
         (["--config", "/no/such.yaml"], "--config /no/such.yaml: No such file"),
         (["--model", ""], "a text that is not empty"),
@@ -133,7 +133,8 @@ def test_what_is_wrong_is_said_in_a_sentence(words: list[str], sentence: str) ->
         ("prot: 1", "There is no key prot; did you mean port?"),
         ("port: yes", "port must be a whole number"),
         ("- port", "should hold `key: value` lines."),
-        ("port: [", "is not valid YAML"),
+        ("port: [", "is not valid YAML: line 1 column 8: expected the node content"),
+        ("\x00", "is not valid YAML"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said_with_its_place(
@@ -145,6 +146,7 @@ def test_what_is_wrong_in_the_file_is_said_with_its_place(
         load(["--config", str(file)], {})
     assert sentence in str(refused.value)
     assert str(file) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_variables_that_nobody_declared_are_remarked_on() -> None:
