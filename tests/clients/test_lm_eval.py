@@ -182,4 +182,4 @@ def test_texts(scored: Scored, items: list[dict[str, Any]], reference: Reference
     whole = [reference.write(item["context"], WRITTEN_TOKENS) for item in items]
     expected = [min((text.partition(stop)[0] for stop in STOPS), key=len) for text in whole]
     assert scored.stories == expected
-    assert 0 < sum(map(str.__ne__, whole, expected)) < ITEMS, "some are cut, some are not"
+    assert whole != expected, "no story met a stop"

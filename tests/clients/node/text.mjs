@@ -5,10 +5,11 @@ import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "unused" });
 const messages = [{ role: "user", content: "Tell me a story about a fox." }];
-const same = { model: "octavo", messages, max_tokens: 24, temperature: 0 };
+const same = { model: "octavo", messages, max_tokens: 24, temperature: 0, ignore_eos: true };
 
 async function completion() {
-  const asked = { model: "octavo", prompt: "Once upon a time", max_tokens: 16, n: 2, seed: 1 };
+  const prompt = "Once upon a time";
+  const asked = { model: "octavo", prompt, max_tokens: 16, n: 2, seed: 1, ignore_eos: true };
   const plain = await client.completions.create(asked);
   const joined = ["", ""];
   let usage = null;
@@ -46,7 +47,7 @@ async function streamHelper() {
 }
 
 async function left() {
-  const asked = { ...same, max_tokens: 1500, ignore_eos: true, stream: true };
+  const asked = { ...same, max_tokens: 1500, stream: true };
   for await (const chunk of await client.chat.completions.create(asked)) {
     if (chunk.choices[0].delta.content) return chunk.choices[0].delta.content;
   }

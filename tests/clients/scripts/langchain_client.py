@@ -21,8 +21,9 @@ def model(url: str, **options: Any) -> ChatOpenAI:
 
 
 def chat(url: str) -> dict[str, Any]:
-    plain = model(url).invoke(STORY)
-    chunks = list(model(url, stream_usage=True).stream(STORY))
+    whole_length = {"extra_body": {"ignore_eos": True}}
+    plain = model(url, **whole_length).invoke(STORY)
+    chunks = list(model(url, stream_usage=True, **whole_length).stream(STORY))
     whole = chunks[0]
     for chunk in chunks[1:]:
         whole = whole + chunk

@@ -20,6 +20,7 @@ def asked(url: str) -> dict[str, Any]:
         "messages": MESSAGES,
         "max_tokens": 24,
         "temperature": 0,
+        "extra_body": {"ignore_eos": True},
     }
 
 
