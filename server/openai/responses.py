@@ -18,7 +18,7 @@ from octavo.engine.params import FinishReason
 from ..generation import TextDelta
 from ..observe.tally import Tally
 from ..text.message import MessageReader
-from ..text.tool_parser import Content
+from ..text.tool_parser import CallEnded, CallStarted, Content
 from .body import to_schema
 from .desk import Desk, Spent, answer, now, tally_of
 from .errors import shown_message
@@ -109,7 +109,7 @@ class _Making:
         self._output = Output(events)
         self._spent = Spent(len(turn.job.prompts[0]))
         self._names = TokenNames(turn.job.model.tokenizer)
-        self._unshown: list[ScoredToken] = []  # whose text is still held back
+        self._unshown: list[ScoredToken] = []  # whose text is in no part yet
         self.response = _blank(body, turn)
         self.response.output = self._output.items
 
@@ -119,8 +119,12 @@ class _Making:
         self._unshown += delta.scores
         last = delta.finish_reason is not None
         for part in self._reader.read(delta.token_ids, delta.pieces, last=last):
-            logprobs = self._logprobs()
-            self._output.add(part, logprobs if isinstance(part, Content) else ())
+            logprobs: Sequence[ChatTokenLogprob] = ()
+            if not isinstance(part, CallStarted | CallEnded):
+                tokens = self._tokens_of(part.text)
+                if isinstance(part, Content):
+                    logprobs = self._logprobs(tokens)
+            self._output.add(part, logprobs)
         if delta.finish_reason is not None:
             self._end(delta.finish_reason)
 
@@ -163,13 +167,27 @@ class _Making:
             total_tokens=usage.total_tokens,
         )
 
-    def _logprobs(self) -> Sequence[ChatTokenLogprob]:
-        """Of the tokens that have come since the last part."""
+    def _tokens_of(self, text: str) -> list[ScoredToken]:
+        """Those that brought the next part. What stands before it, marks and white space around
+        them, is of no part."""
+        if not self._unshown:
+            return []
+        start = max(0, "".join([token.text for token in self._unshown]).find(text))
+        tokens, place, passed = [], 0, 0
+        for token in self._unshown:
+            if place >= start + len(text):
+                break
+            # A token that only begins a character has bytes, but no text.
+            if (place >= start and token.raw) or place + len(token.text) > start:
+                tokens.append(token)
+            place += len(token.text)
+            passed += 1
+        del self._unshown[:passed]
+        return tokens
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> Sequence[ChatTokenLogprob]:
         top = self.turn.scores.output
-        if top is None:
-            return ()
-        unshown, self._unshown = self._unshown, []
-        return chat_logprobs(unshown, self._names, top=top).content
+        return () if top is None else chat_logprobs(tokens, self._names, top=top).content
 
 
 def _blank(body: ResponsesRequest, turn: Turn) -> ModelResponse:

@@ -159,7 +159,7 @@ async def test_s1_openapi_describes_what_is_served() -> None:
     server = serve()
     document = (await server.http.get("/openapi.json")).json()
     assert set(document["paths"]) == {
-        *("/v1/completions", "/v1/chat/completions", "/v1/embeddings"),
+        *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"),
         *("/v1/models", "/v1/models/{model}"),
         *("/tokenize", "/detokenize", "/tokenizer_info"),
         *("/health", "/readyz", "/livez", "/ping", "/version", "/load", "/metrics"),
