@@ -27,12 +27,17 @@ from .channel import (
     StepReport,
     Submit,
 )
-from .errors import ConfigError, EngineDead, SequenceFailed, Unsatisfiable
+from .errors import (
+    ConfigError,
+    Draining,
+    EngineDead,
+    EngineError,
+)
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
 from .params import Emitted, Request
-from .step import NOTHING_LEFT, Delta, StepStats
-from .supervisor import EngineHost, Launch, RestartPolicy
+from .step import Delta, StepStats, failure_of
+from .supervisor import STOP_GRACE_SECONDS, EngineHost, Launch, RestartPolicy
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +80,7 @@ class _Listener:
             choice.token_ids.extend(emitted.token_ids)
             choice.finished = emitted.finished
         self._arrived: list[Delta] = []
-        self._failure: EngineDead | None = None
+        self._failure: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -106,7 +111,7 @@ class _Listener:
         self._arrived = [delta for delta in self._arrived if delta.index != index]
         self.wake()
 
-    def fail(self, failure: EngineDead) -> None:
+    def fail(self, failure: EngineError) -> None:
         self._failure = failure
         self.wake()
 
@@ -200,8 +205,10 @@ class AsyncEngine:
 
         Raises:
             EngineDead: the engine is not there, or went away for good.
+            Draining: `stop` was called.
             SequenceFailed: a choice of this request could not be computed.
-            Unsatisfiable: the request's own rules leave no token to choose.
+            Unsatisfiable: the request's own rules leave no token to choose, or its grammar is
+                too costly to follow.
         """
         if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}: {self.status.detail}.")
@@ -213,8 +220,7 @@ class AsyncEngine:
             while deltas := await listener.take():
                 for delta in deltas:
                     if delta.error is not None:
-                        kind = Unsatisfiable if delta.error == NOTHING_LEFT else SequenceFailed
-                        raise kind(delta.error)
+                        raise failure_of(delta.error)
                     yield delta
         finally:
             del self._listeners[request.id]
@@ -231,16 +237,20 @@ class AsyncEngine:
     async def gone(self) -> None:
         """Returns when the engine has ended for good: stopped, or not to be restarted."""
         if self._supervising is not None:
-            await asyncio.shield(self._supervising)
+            await asyncio.wait((self._supervising,))
 
     async def stop(self) -> None:
-        """End the engine; what is still live fails with EngineDead. Idempotent."""
+        """End the engine; what is still live fails with Draining. Idempotent."""
+        was_ready = self.status.ready
         self.status = EngineStatus("stopping", "the daemon is shutting down")
         self._send(Shutdown())
+        if self._supervising is not None and not was_ready:
+            self._supervising.cancel()  # it may be starting the next incarnation
         if self._host is not None:
-            await asyncio.to_thread(self._host.stop)
-        if self._supervising is not None:
-            await self._supervising
+            # An engine that loads a model reads nothing: there is nothing to wait for.
+            await asyncio.to_thread(self._host.stop, STOP_GRACE_SECONDS if was_ready else 0.0)
+        await self.gone()
+        self._fail_all(Draining("The daemon is being shut down."))
         if self._channel is not None:
             await self._channel.close()
 
@@ -285,7 +295,7 @@ class AsyncEngine:
         while True:
             why = await self._read()
             if self.status.stage == "stopping":
-                return self._fail_all(why)
+                return
             log.error("the engine %s", why)
             while (
                 delay := self._restarts.delay(
@@ -303,7 +313,8 @@ class AsyncEngine:
                     log.error("the engine could not be restarted: %s", why)
             else:
                 self.status = EngineStatus("dead", why)
-                return self._fail_all(why)
+                self._fail_all(EngineDead(f"The engine is gone: it {why}."))
+                return
 
     async def _read(self) -> str:
         """Deliver what an incarnation sends until it is gone; returns why it is."""
@@ -324,12 +335,20 @@ class AsyncEngine:
         except EOFError:
             await asyncio.to_thread(self._host.stop)
             return told or self._host.ending() or "closed its channel"
+        except Exception as error:  # it cannot be understood: another incarnation may do better
+            log.exception("the engine talks nonsense")
+            await self._channel.close()
+            await asyncio.to_thread(self._host.stop)
+            return f"talked nonsense ({error})"
 
     def _deliver(self, deltas: tuple[Delta, ...], stats: StepStats) -> None:
         self._completed_steps = True
         self.stats = stats
         for observer in self._observers:
-            observer(stats)
+            try:
+                observer(stats)
+            except Exception:  # wrong statistics cost no stream
+                log.exception("an observer of the engine's steps failed")
         woken: dict[str, _Listener] = {}
         for delta in deltas:
             listener = self._listeners.get(delta.request_id)
@@ -339,9 +358,9 @@ class AsyncEngine:
         for listener in woken.values():
             listener.wake()
 
-    def _fail_all(self, why: str) -> None:
+    def _fail_all(self, failure: EngineError) -> None:
         for listener in self._listeners.values():
-            listener.fail(EngineDead(f"The engine is gone: it {why}."))
+            listener.fail(failure)
 
 
 def _fatal(name: str, text: str) -> ConfigError | EngineDead:

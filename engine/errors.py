@@ -9,7 +9,7 @@
     ├── RequestError                one request is wrong: the client's to mend, costs nobody else
     │   ├── InvalidParameter        a field is out of its limits
     │   ├── ContextLengthExceeded   prompt + max_tokens is longer than the context
-    │   └── Unsatisfiable           its own rules leave no token that could be generated
+    │   └── Unsatisfiable           its rules leave no token, or its grammar is too costly to follow
     └── EngineError                 ours to mend
         ├── EngineDead              the engine process is gone or not yet there
         ├── Draining                the daemon is being shut down and takes nothing new
@@ -64,7 +64,7 @@ class ContextLengthExceeded(RequestError):
 
 
 class Unsatisfiable(RequestError):
-    """The request's own rules leave no token that could be generated."""
+    """The request's own rules leave no token to generate, or its grammar cannot be followed."""
 
 
 class EngineError(OctavoError):
@@ -76,7 +76,7 @@ class EngineDead(EngineError):
 
 
 class Draining(EngineError):
-    """The daemon is being shut down and takes nothing new."""
+    """The daemon is being shut down: it takes nothing new, and ends what took too long."""
 
 
 class Overloaded(EngineError):

@@ -30,8 +30,8 @@ class EngineHost(Protocol):
     def ending(self) -> str | None:
         """Why it is no longer alive, in words; None while it is."""
 
-    def stop(self) -> None:
-        """Wait a moment for it to leave by itself, then end it. Idempotent."""
+    def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Wait so many seconds for it to leave by itself, then end it. Idempotent."""
 
 
 Launch = Callable[[int], EngineHost]
@@ -102,9 +102,9 @@ class EngineProcess:
             return f"ended by signal {-code}"
         return f"exited with code {code}"
 
-    def stop(self) -> None:
+    def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         try:
-            self._process.wait(STOP_GRACE_SECONDS)
+            self._process.wait(grace)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -137,5 +137,5 @@ class EngineThread:
             return None
         return f"ended by {self._error!r}" if self._error is not None else "ended"
 
-    def stop(self) -> None:
-        self._thread.join(STOP_GRACE_SECONDS)
+    def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        self._thread.join(grace)

@@ -50,7 +50,7 @@ def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) 
             assert next(lines).startswith("data: ")
             os.kill(daemon.pid, signal.SIGINT)
             rest = [line for line in lines if line]
-        assert '"engine_unavailable"' in rest[-1]
+        assert '"shutting_down"' in rest[-1]
         has_left(daemon.pid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -12,13 +13,13 @@ import pytest
 
 from octavo.engine.assembly import run_engine
 from octavo.engine.async_engine import AsyncEngine
-from octavo.engine.channel import Channel
+from octavo.engine.channel import Channel, Ready, Shutdown
 from octavo.engine.config import EngineConfig
-from octavo.engine.errors import ConfigError, DoesNotFit, EngineDead, SequenceFailed
+from octavo.engine.errors import ConfigError, DoesNotFit, Draining, EngineDead, SequenceFailed
 from octavo.engine.executor.base import Capacity, Progress
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta
-from octavo.engine.supervisor import EngineThread, RestartPolicy
+from octavo.engine.supervisor import STOP_GRACE_SECONDS, EngineThread, RestartPolicy
 
 from ..fakes.executor import FakeExecutor, pooled
 
@@ -242,3 +243,92 @@ def test_only_fruitless_deaths_count_against_the_restart_limit() -> None:
     assert policy.delay(completed_steps=False, now=11.0) == 0.5
     assert policy.delay(completed_steps=False, now=12.0) is None
     assert policy.delay(completed_steps=False, now=500.0) == 0.0  # the old ones are forgotten
+
+
+async def test_an_observer_that_fails_costs_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as (engine, _):
+
+        def broken(stats: object) -> None:
+            raise ZeroDivisionError("metrics are wrong")
+
+        engine.on_step(broken)
+        assert len((await collect(engine, request("a")))[0]) == 20
+    assert "metrics are wrong" in caplog.text
+
+
+async def test_an_engine_that_talks_nonsense_is_replaced() -> None:
+    """Its stream goes on in the next incarnation, and why is told in the log."""
+    launched: list[int] = []
+
+    def launch(epoch: int) -> EngineThread:
+        launched.append(epoch)
+
+        def run(channel: Channel) -> None:
+            if epoch:
+                run_engine(CONFIG, channel, FakeExecutor())
+                return
+            channel.send(Ready(FakeExecutor().start(lambda *_: None)))
+            channel.receive(wait=True)
+            channel.send(Shutdown())
+            while True:
+                channel.receive(wait=True)
+
+        return EngineThread(run, epoch)
+
+    engine = AsyncEngine(launch)
+    await engine.start(lambda *_: None)
+    try:
+        assert len((await collect(engine, request("a")))[0]) == 20
+        assert launched == [0, 1]
+    finally:
+        await engine.stop()
+
+
+class NeverReady:
+    """An engine process that is still loading, and reads nothing, when it is told to leave."""
+
+    def __init__(self, epoch: int) -> None:
+        self.socket, self._far = socket.socketpair()
+        self.epoch = epoch
+        self.graces: list[float] = []
+
+    def ending(self) -> str | None:
+        return None if not self.graces else "ended by signal 9"
+
+    def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        self.graces.append(grace)
+        self._far.close()
+
+
+async def test_an_engine_that_is_still_starting_is_not_waited_for() -> None:
+    host = NeverReady(0)
+    engine = AsyncEngine(lambda epoch: host)
+    starting = asyncio.create_task(engine.start(lambda *_: None))
+    await until(lambda: engine._host is not None)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await engine.stop()
+    assert host.graces == [0.0]
+
+
+async def test_stopping_during_a_restart_ends_it() -> None:
+    """No further incarnation is started, and who still listens is told why it ends."""
+    hosts: list[EngineThread | NeverReady] = []
+
+    def launch(epoch: int) -> EngineThread | NeverReady:
+        hosts.append(NeverReady(epoch) if epoch else fleet(epoch))
+        return hosts[-1]
+
+    fleet = Fleet(lambda: FakeExecutor(seconds_per_step=0.002))
+    engine = AsyncEngine(launch)
+    await engine.start(lambda *_: None)
+    asked = asyncio.create_task(collect(engine, request("a", max_tokens=500)))
+    await until(lambda: engine.stats.step > 3)
+    fleet.executors[-1].dead = True
+    await until(lambda: len(hosts) == 2)
+    await engine.stop()
+    with pytest.raises(Draining):
+        await asked
+    assert len(hosts) == 2
+    assert engine.status.stage == "stopping"
+    await engine.gone()
