@@ -9,12 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
+from .errors import OctavoError, SequenceFailed, Unsatisfiable
 from .params import FinishReason, SamplingParams
 
 NOTHING_LEFT = (
     "allowed_token_ids, bad_words, min_tokens, logit_bias or the grammar leave no token to choose"
 )
-"""The one `error` of a slice or delta that the request itself causes; all others are ours."""
+GRAMMAR_FAULT = "the grammar"
+"""How an `error` begins that is its grammar's: one that compiles may still be too costly to follow.
+
+These are the errors of a slice or delta that the request itself causes; all others are ours.
+"""
+
+
+def failure_of(error: str) -> OctavoError:
+    """The `error` of a delta as the error to raise."""
+    theirs = error == NOTHING_LEFT or error.startswith(GRAMMAR_FAULT)
+    return (Unsatisfiable if theirs else SequenceFailed)(error)
 
 
 class Wants(IntFlag):

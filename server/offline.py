@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, cast
 
 from octavo.engine.assembly import build_engine
-from octavo.engine.errors import InvalidParameter, SequenceFailed, Unsatisfiable
+from octavo.engine.errors import InvalidParameter
 from octavo.engine.params import SEED_BITS, FinishReason, Request, SamplingParams
-from octavo.engine.step import NOTHING_LEFT, Delta, StepStats, TokenLogprobs
+from octavo.engine.step import Delta, StepStats, TokenLogprobs, failure_of
 
 from .models import ServedModel, find_model
 from .openai.params import bad_words_ids, check_context, check_ids
@@ -245,7 +245,7 @@ class _Answer:
     def take(self, delta: Delta) -> bool:
         """Take one delta in; True when its choice has ended here but not in the engine."""
         if delta.error is not None:
-            raise (Unsatisfiable if delta.error == NOTHING_LEFT else SequenceFailed)(delta.error)
+            raise failure_of(delta.error)
         self._prompt_logprobs += delta.prompt_logprobs
         if delta.cached_tokens is not None and delta.index == 0:
             self._cached_tokens = delta.cached_tokens

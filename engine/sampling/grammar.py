@@ -26,6 +26,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 
 from ..errors import BrokenCheckpoint, SequenceFailed
 from ..params import GrammarSpec
+from ..step import GRAMMAR_FAULT
 
 Bitmask = npt.NDArray[np.int32]  # [rows, words], token t is bit t % 32 of word t // 32
 
@@ -58,7 +59,7 @@ class Grammar:
         if not self._matcher.is_error():
             return None
         first_line: str = self._matcher.get_error().partition("\n")[0]
-        return f"the grammar could not be followed: {first_line}"
+        return f"{GRAMMAR_FAULT} could not be followed: {first_line}"
 
     def forced(self) -> tuple[int, ...]:
         """The tokens that must come next, all of them; empty where there is a choice.
@@ -77,7 +78,7 @@ class Grammar:
         for token_id in token_ids:
             run, taken = self._runs[-1]
             if not self._matcher.consume_token(token_id):
-                raise SequenceFailed(self.error or "the grammar had ended")
+                raise SequenceFailed(self.error or f"{GRAMMAR_FAULT} had ended")
             within = taken + 1 < len(run) and run[taken] == token_id
             self._runs.append((run, taken + 1) if within else self._run())
 
@@ -167,7 +168,7 @@ class GrammarCompiler:
         except BrokenCheckpoint as error:
             raise SequenceFailed(str(error)) from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise SequenceFailed(f"the grammar is no {spec.kind}: {error}") from None
+            raise SequenceFailed(f"{GRAMMAR_FAULT} is no {spec.kind}: {error}") from None
         grammar = Grammar(prototype.deep_copy(), self._tokenizer.result().eos_token)
         if grammar.error is not None:
             raise SequenceFailed(grammar.error)
