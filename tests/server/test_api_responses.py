@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -678,6 +680,50 @@ class TestReasoning:
 
 class Answer(BaseModel):
     a: int
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        CALL,
+        SECOND,
+        "Yes.",
+        " ",
+        "\n",
+        "é狐",
+        "<",
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    said=st.lists(FRAGMENTS, max_size=6).map("".join),
+    at_once=st.integers(1, 5),
+    limit=st.integers(1, 80),
+)
+async def test_s8_whatever_is_said_events_add_up_to_the_plain_answer(
+    said: str, at_once: int, limit: int
+) -> None:
+    body = {"tools": [WEATHER, NOW], "max_output_tokens": limit}
+    template = HERMES + "{# </think> #}"
+    plain = await respond(trusting(said, template=template), **body)
+    events = await events_of(trusting(said, template=template, at_once=at_once), **body)
+    final = events[-1]["response"]
+    assert without_ids(final) == without_ids(plain)
+    done = [e for e in events if e["type"] == "response.output_item.done"]
+    assert [e["item"] for e in done] == final["output"]
+    assert [e["output_index"] for e in done] == list(range(len(done)))
+    for index, item in enumerate(final["output"]):
+        own = [e for e in events if e.get("output_index") == index]
+        joined = "".join(e["delta"] for e in own if "delta" in e)
+        assert {e["item_id"] for e in own if "item_id" in e} == {item["id"]}
+        assert joined == (
+            item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"]
+        )
 
 
 class TestOfficialClient:
