@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -209,11 +208,9 @@ class _Daemon:
         capacity = self._engine.capacity
         self._models.ready(capacity.max_model_len)
         self._metrics.on_ready(self._settings.engine_config(self._folder), capacity)
-        self._progress.close()
         seconds = time.monotonic() - self._began
         model = next(iter(self._models))
-        sys.stdout.write(banner(model, capacity, url_of(self._listener), seconds) + "\n")
-        sys.stdout.flush()
+        self._progress.ready(banner(model, capacity, url_of(self._listener), seconds))
 
     async def _drain(self) -> None:
         self._generation.draining = True

@@ -78,7 +78,7 @@ def serve(words: Sequence[str]) -> None:
     configure(settings.log_format, settings.log_level)
     for note in loaded.notes:
         logging.getLogger("octavo").warning("%s", note)
-    with StartupProgress() as progress:
+    with StartupProgress(log_format=settings.log_format) as progress:
         listener = listen(settings.host, settings.port)
         progress("starting", 0, 0)
         folder = find_model(settings, progress)

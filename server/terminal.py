@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from .models import ServedModel
 
+log = logging.getLogger(__name__)
 SILENCE_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
 _CLEAR_LINE = "\r\x1b[K"
@@ -22,11 +24,13 @@ class StartupProgress:
 
     On a terminal one line is drawn over and over; elsewhere each stage is a line, and a stage
     that takes long gets more of them. Call it as progress(stage, done, total), total 0 for unknown.
+    Where lines are for machines (`log_format` "json"), each one is a record of the log.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, log_format: str = "text") -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._logged = log_format == "json"
+        self._live = self._stream.isatty() and not self._logged
         self._stage = ""
         self._done = self._total = 0
         self._began = self._written = time.monotonic()
@@ -60,6 +64,15 @@ class StartupProgress:
                 self._stream.flush()
             self._closed.set()
 
+    def ready(self, banner: str) -> None:
+        """The last word: no more of it, and the banner on standard output."""
+        self.close()
+        if self._logged:
+            log.info("%s", banner)
+            return
+        sys.stdout.write(banner + "\n")
+        sys.stdout.flush()
+
     def _keep_telling(self) -> None:
         every = _REDRAW_SECONDS * 5 if self._live else SILENCE_SECONDS / 4
         while not self._closed.wait(every):
@@ -78,6 +91,9 @@ class StartupProgress:
         if (elapsed := self._written - self._began) >= 1:
             words.append(f"({elapsed:.0f} s)")
         line = " ".join(words)
+        if self._logged:
+            log.info("%s", line)
+            return
         self._stream.write(f"{_CLEAR_LINE}{line}" if self._live else f"{line}\n")
         self._stream.flush()
 

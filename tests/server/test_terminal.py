@@ -86,6 +86,18 @@ def test_a_long_silent_stage_goes_on_telling(
     assert stream.getvalue().count("thinking") >= 4
 
 
+def test_for_machines_every_line_of_the_start_is_a_record(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO", "octavo")
+    stream = Stream(terminal=True)
+    with StartupProgress(stream, log_format="json") as progress:
+        progress("reading weights", 5, 10)
+        progress.ready("octavo is ready")
+    assert caplog.messages == ["reading weights 50 %", "octavo is ready"]
+    assert stream.getvalue() == capsys.readouterr().out == ""
+
+
 def test_the_banner_says_what_fits_and_what_to_type() -> None:
     settings = Settings(served_model_name=("octavo", "small"))
     model = ServedModel.load(find_model(settings, lambda *_: None), settings)
