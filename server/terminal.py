@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -60,8 +61,7 @@ class StartupProgress:
         """No more of it; the line on a terminal is wiped. Idempotent."""
         with self._lock:
             if not self._closed.is_set() and self._live and self._stage:
-                self._stream.write(_CLEAR_LINE)
-                self._stream.flush()
+                _put(self._stream, _CLEAR_LINE)
             self._closed.set()
 
     def ready(self, banner: str) -> None:
@@ -70,8 +70,7 @@ class StartupProgress:
         if self._logged:
             log.info("%s", banner)
             return
-        sys.stdout.write(banner + "\n")
-        sys.stdout.flush()
+        _put(sys.stdout, banner + "\n")
 
     def _keep_telling(self) -> None:
         every = _REDRAW_SECONDS * 5 if self._live else SILENCE_SECONDS / 4
@@ -94,8 +93,14 @@ class StartupProgress:
         if self._logged:
             log.info("%s", line)
             return
-        self._stream.write(f"{_CLEAR_LINE}{line}" if self._live else f"{line}\n")
-        self._stream.flush()
+        _put(self._stream, f"{_CLEAR_LINE}{line}" if self._live else f"{line}\n")
+
+
+def _put(stream: TextIO, text: str) -> None:
+    """A full disk, or a reader that has left, keeps no daemon from starting."""
+    with contextlib.suppress(OSError):
+        stream.write(text)
+        stream.flush()
 
 
 def banner(model: ServedModel, capacity: Capacity, url: str, seconds: float) -> str:

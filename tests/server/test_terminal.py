@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +98,17 @@ def test_for_machines_every_line_of_the_start_is_a_record(
         progress.ready("octavo is ready")
     assert caplog.messages == ["reading weights 50 %", "octavo is ready"]
     assert stream.getvalue() == capsys.readouterr().out == ""
+
+
+def test_a_full_disk_does_not_keep_it_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with StartupProgress(full) as progress:
+            progress("measuring", 0, 0)
+            progress.ready("octavo is ready")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()  # what could not be written is still in its buffer
 
 
 def test_the_banner_says_what_fits_and_what_to_type() -> None:
