@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 _KEYS = ("name", "b", "größe", 'a"b\\c', "a b", "", "Ωmega", "$x", "x" * 40, "\n", "0")
+
+JUNK = (None, -1, 1e308, [], {}, "x", True, {"$ref": "#/x"}, [[]], {"type": 5}, "(", "\ud800")
+"""What has no business in most places of a schema."""
 
 
 def random_schema(rng: random.Random, *, nastiness: float) -> dict[str, Any]:
@@ -99,3 +103,16 @@ def _leaf(rng: random.Random, nastiness: float) -> dict[str, Any]:
         {"const": {"a": [1, {"b": None}]}},
     ]
     return rng.choice(odd if rng.random() < nastiness else plain)
+
+
+def damaged(rng: random.Random, schema: dict[str, Any], junk: object) -> dict[str, Any]:
+    """A copy with some member, deep inside, replaced by `junk`."""
+    copy: dict[str, Any] = json.loads(json.dumps(schema))
+    value: Any = copy
+    while isinstance(value, dict | list) and value:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        if rng.random() < 0.4 or not isinstance(value[key], dict | list) or not value[key]:
+            value[key] = junk
+            break
+        value = value[key]
+    return copy
