@@ -169,8 +169,14 @@ LOOKING = {"type": "object", "properties": {"a": {"pattern": "x", "not": {}}}}
         ("tool_choice", {"tools": TOOLS, "tool_choice": {"type": "tool"}}),
         ("tool_choice.function.name", {"tools": TOOLS, "tool_choice": {"type": "function"}}),
         ("tool_choice.function.name", {"tools": TOOLS, "tool_choice": function("other")}),
-        ("tool_choice.allowed_tools.mode", {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": 1}}),
-        ("tool_choice.allowed_tools.tools", {"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}),
+        (
+            "tool_choice.allowed_tools.mode",
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": 1}},
+        ),
+        (
+            "tool_choice.allowed_tools.tools",
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}},
+        ),
         (
             "tool_choice.allowed_tools.tools[0]",
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [function("x")]}},
@@ -249,7 +255,7 @@ NOW = {
 TWICE = {
     "<|tool_call|>": NOW["<|tool_call|>"] * 2,
     "<tool_call>": f"{NOW['<tool_call>']}\n{NOW['<tool_call>']}",
-    "[TOOL_CALLS]": '[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]',
+    "[TOOL_CALLS]": f"[TOOL_CALLS][{NOW['']}, {NOW['']}]",
     '"parameters"': '{"name": "now", "parameters": {}}; {"name": "now", "parameters": {}}',
     "": '{"name": "now", "arguments": {}}; {"name": "now", "arguments": {}}',
 }  # fmt: skip
