@@ -313,9 +313,10 @@ class TestInput:
         foreign = {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "xx"}
         said = {"role": "assistant", "content": "yes"}
         server = serve(served=model(template=template))
-        await respond(server, input=[thought, said, foreign, said, thought, call, thought])
+        await respond(server, input=[thought, said, foreign, said, thought, call, said, thought])
         assert prompt_of(server) == (
-            "(assistant|hm|yes|0)(assistant||yes|0)(assistant|hm|None|1)(assistant|hm||0)"
+            "(assistant|hm|yes|0)(assistant||yes|0)(assistant|hm|None|1)(assistant||yes|0)"
+            "(assistant|hm||0)"
         )
 
     @pytest.mark.parametrize(
@@ -585,8 +586,11 @@ class TestTools:
             },
         ]
         for choice in choices:
-            answer = await respond(server, tools=[WEATHER, NOW], tool_choice=choice)
+            answer = await respond(
+                server, tools=[WEATHER, NOW], tool_choice=choice, parallel_tool_calls=True
+            )
             assert answer["tool_choice"] == choice
+            assert answer["parallel_tool_calls"] is True
             grammar = server.engine.requests[-1].sampling.grammar
             assert grammar is not None
             assert "now" in grammar.text and "get_weather" not in grammar.text
@@ -662,14 +666,16 @@ class TestReasoning:
 
     async def test_s8_only_the_texts_tokens_have_log_probabilities(self) -> None:
         include = ["message.output_text.logprobs"]
-        said = self.SAID + " 狐狸, “yes”. " + CALL + SECOND
+        said = "<think>\nHm, so.\n</think>狐狸, “yes”. " + CALL + "狐" + SECOND
         template = HERMES + "{# </think> #}"
         for at_once in (1, 3, 1000):
             server = trusting(said, template=template, at_once=at_once)
             answer = await respond(server, include=include, tools=[WEATHER, NOW])
-            (part,) = answer["output"][1]["content"]
-            entries = [byte for entry in part["logprobs"] for byte in entry["bytes"]]
-            assert bytes(entries).decode().strip() == part["text"].strip() == "Yes. 狐狸, “yes”."
+            texts = [item for item in answer["output"] if item["type"] == "message"]
+            for item, said_here in zip(texts, ("狐狸, “yes”. ", "狐"), strict=True):
+                (part,) = item["content"]
+                raw = [byte for entry in part["logprobs"] for byte in entry["bytes"]]
+                assert bytes(raw).decode().strip() == part["text"].strip() == said_here.strip()
 
     async def test_s8_effort_reaches_the_template(self) -> None:
         server = serve(served=model(template="{{ reasoning_effort }}"))
