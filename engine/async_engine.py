@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from . import errors
 from .channel import (
@@ -35,7 +35,8 @@ from .errors import (
 )
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
-from .params import Emitted, Request
+from .live_request import LiveRequest
+from .params import Request
 from .step import Delta, StepStats, failure_of
 from .supervisor import STOP_GRACE_SECONDS, EngineHost, Launch, RestartPolicy
 
@@ -59,89 +60,6 @@ class EngineStatus:
         return self.stage in ("ready", "restarting")
 
 
-@dataclass(slots=True, eq=False)
-class _Choice:
-    """What one choice has emitted, so that it can go on in another incarnation."""
-
-    token_ids: list[int] = field(default_factory=list)
-    finished: bool = False
-    prompt_logprobs: int = 0  # entries received
-    repeated: int = 0  # of those, entries that a resumed engine will send again
-    cached_tokens_told: bool = False
-
-
-class _Listener:
-    """One live request: the deltas that arrived, and who waits for them."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.choices = [_Choice() for _ in range(request.sampling.n)]
-        for choice, emitted in zip(self.choices, request.emitted, strict=False):
-            choice.token_ids.extend(emitted.token_ids)
-            choice.finished = emitted.finished
-        self._arrived: list[Delta] = []
-        self._failure: EngineError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        return all(choice.finished for choice in self.choices)
-
-    def arrive(self, delta: Delta) -> None:
-        """Note what a delta brings; `wake` follows once per step."""
-        choice = self.choices[delta.index]
-        if choice.finished:
-            return  # it was finished here while the engine still computed it
-        if choice.repeated and delta.prompt_logprobs:
-            skipped = min(choice.repeated, len(delta.prompt_logprobs))
-            choice.repeated -= skipped
-            delta = replace(delta, prompt_logprobs=delta.prompt_logprobs[skipped:])
-        choice.prompt_logprobs += len(delta.prompt_logprobs)
-        if delta.cached_tokens is not None:
-            if choice.cached_tokens_told:
-                delta = replace(delta, cached_tokens=None)
-            choice.cached_tokens_told = True
-        choice.token_ids.extend(delta.token_ids)
-        choice.finished = delta.last or delta.error is not None
-        self._arrived.append(delta)
-
-    def finish(self, index: int) -> None:
-        """The listener itself ends a choice; what has arrived for it is dropped."""
-        self.choices[index].finished = True
-        self._arrived = [delta for delta in self._arrived if delta.index != index]
-        self.wake()
-
-    def fail(self, failure: EngineError) -> None:
-        self._failure = failure
-        self.wake()
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def take(self) -> list[Delta]:
-        """Everything that has arrived; waits for the first. Empty when all choices have ended."""
-        while not self._arrived and not self.ended:
-            if self._failure is not None:
-                raise self._failure
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        arrived, self._arrived = self._arrived, []
-        return arrived
-
-    def resumed(self) -> Request:
-        """The request as a new incarnation must see it: with what it has already emitted."""
-        for choice in self.choices:
-            choice.repeated = choice.prompt_logprobs
-        if not any(choice.token_ids or choice.finished for choice in self.choices):
-            return self.request
-        emitted = tuple(
-            Emitted(token_ids=tuple(choice.token_ids), finished=choice.finished)
-            for choice in self.choices
-        )
-        return replace(self.request, emitted=emitted)
-
-
 class AsyncEngine:
     """Use it from one event loop. `start` before anything else, `stop` at the end."""
 
@@ -159,7 +77,7 @@ class AsyncEngine:
         self._channel: AsyncChannel | None = None
         self._host: EngineHost | None = None
         self._supervising: asyncio.Task[None] | None = None
-        self._listeners: dict[str, _Listener] = {}
+        self._listeners: dict[str, LiveRequest] = {}
         self._observers: list[Callable[[StepStats], None]] = []
         self._capacity: Capacity | None = None
         self._completed_steps = False  # by this incarnation
@@ -212,7 +130,7 @@ class AsyncEngine:
         """
         if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}: {self.status.detail}.")
-        listener = _Listener(request)
+        listener = LiveRequest(request)
         self._listeners[request.id] = listener
         if self.status.ready:
             self._send(Submit((request,)))
@@ -283,7 +201,8 @@ class AsyncEngine:
                     await asyncio.to_thread(host.stop)
                     raise _fatal(name, text)
                 case _:
-                    raise TypeError(f"a starting engine sends no {type(message).__name__}")
+                    await asyncio.to_thread(host.stop)
+                    raise EngineDead(f"A starting engine sends no {type(message).__name__}.")
         self.status = EngineStatus("ready")
         requests = tuple(listener.resumed() for listener in self._listeners.values())
         self.resumed_requests += len(requests)
@@ -309,9 +228,10 @@ class AsyncEngine:
                     await self._bring_up(self._launch(self.restarts), lambda *_: None)
                     break
                 except (ConfigError, EngineDead) as error:
-                    why = str(error)
-                    log.error("the engine could not be restarted: %s", why)
+                    why = f"could not be restarted: {str(error).rstrip('.')}"
+                    log.error("the engine %s", why)
             else:
+                log.error("the engine is given up: it died again and again without a step")
                 self.status = EngineStatus("dead", why)
                 self._fail_all(EngineDead(f"The engine is gone: it {why}."))
                 return
@@ -333,6 +253,7 @@ class AsyncEngine:
                     case message:
                         raise TypeError(f"a running engine sends no {type(message).__name__}")
         except EOFError:
+            await self._channel.close()
             await asyncio.to_thread(self._host.stop)
             return told or self._host.ending() or "closed its channel"
         except Exception as error:  # it cannot be understood: another incarnation may do better
@@ -349,7 +270,7 @@ class AsyncEngine:
                 observer(stats)
             except Exception:  # wrong statistics cost no stream
                 log.exception("an observer of the engine's steps failed")
-        woken: dict[str, _Listener] = {}
+        woken: dict[str, LiveRequest] = {}
         for delta in deltas:
             listener = self._listeners.get(delta.request_id)
             if listener is not None:

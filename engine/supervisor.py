@@ -66,7 +66,8 @@ class EngineProcess:
     """The engine in a process of its own, started by exec with one inherited socket.
 
     The child leaves when the socket closes, and the kernel ends it when this process dies
-    (`octavo.engine.assembly` asks for that), so no orphan survives a killed front end.
+    (`octavo.engine.assembly` asks for that), so no orphan survives a killed front end. The kernel
+    takes the end of the launching *thread* for that (prctl(2)): launch it from one that stays.
     """
 
     def __init__(self, config: EngineConfig, epoch: int) -> None:

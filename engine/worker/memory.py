@@ -112,7 +112,7 @@ def _too_long(
 def activation_bytes(
     model: ModelConfig, *, tokens: int, sequences: int, longest: int, itemsize: int
 ) -> int:
-    """An upper estimate of what one step allocates besides weights and KV cache.
+    """An upper estimate of what the engine allocates besides weights and KV cache.
 
     Args:
         tokens, sequences: of the largest step.
@@ -125,7 +125,8 @@ def activation_bytes(
     gathered = 4 * longest * model.kv_heads * model.head_dim * itemsize  # keys and values, copied
     # Logits, their log-probabilities, noise and its integers, sort keys, and penalty counts.
     per_row = 32 * model.vocab_size
-    return tokens * per_token + gathered + sequences * per_row + _SCORE_BYTES
+    histories = sequences * longest * 5  # the table of token ids, and that of blocks
+    return tokens * per_token + gathered + sequences * per_row + histories + _SCORE_BYTES
 
 
 def size(count: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from .source import Import, Module, imports, modules
 
 WORDS = ("sequence", "step", "params", "config", "registry", "checkpoint", "errors")
-JOINT = ("channel", "core", "supervisor", "async_engine")
+JOINT = ("channel", "core", "supervisor", "live_request", "async_engine")
 # The compute wing from top to bottom: a room may import itself and what comes after it.
 COMPUTE = (
     ("executor",),

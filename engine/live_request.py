@@ -1,0 +1,97 @@
+"""`LiveRequest`: a request somebody listens to, and all that is needed to resume it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from .errors import EngineError
+from .params import Emitted, Request
+from .step import Delta
+
+
+@dataclass(slots=True, eq=False)
+class _Choice:
+    """What one choice has emitted, so that it can go on in another incarnation."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finished: bool = False
+    prompt_logprobs: int = 0  # entries received
+    repeated: int = 0  # of those, entries that a resumed engine will send again
+    cached_tokens_told: bool = False
+
+
+class LiveRequest:
+    """The deltas that have arrived for one request, and who waits for them.
+
+    It remembers what each choice has emitted, so that another incarnation of the engine can go on
+    with the very next token; what that one tells once more is left out.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.choices = [_Choice() for _ in range(request.sampling.n)]
+        for choice, emitted in zip(self.choices, request.emitted, strict=False):
+            choice.token_ids.extend(emitted.token_ids)
+            choice.finished = emitted.finished
+        self._arrived: list[Delta] = []
+        self._failure: EngineError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return all(choice.finished for choice in self.choices)
+
+    def arrive(self, delta: Delta) -> None:
+        """Note what a delta brings; `wake` follows once per step."""
+        choice = self.choices[delta.index]
+        if choice.finished:
+            return  # it was finished here while the engine still computed it
+        if choice.repeated and delta.prompt_logprobs:
+            skipped = min(choice.repeated, len(delta.prompt_logprobs))
+            choice.repeated -= skipped
+            delta = replace(delta, prompt_logprobs=delta.prompt_logprobs[skipped:])
+        choice.prompt_logprobs += len(delta.prompt_logprobs)
+        if delta.cached_tokens is not None:
+            if choice.cached_tokens_told:
+                delta = replace(delta, cached_tokens=None)
+            choice.cached_tokens_told = True
+        choice.token_ids.extend(delta.token_ids)
+        choice.finished = delta.last or delta.error is not None
+        self._arrived.append(delta)
+
+    def finish(self, index: int) -> None:
+        """The listener itself ends a choice; what has arrived for it is dropped."""
+        self.choices[index].finished = True
+        self._arrived = [delta for delta in self._arrived if delta.index != index]
+        self.wake()
+
+    def fail(self, failure: EngineError) -> None:
+        self._failure = failure
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Delta]:
+        """Everything that has arrived; waits for the first. Empty when all choices have ended."""
+        while not self._arrived and not self.ended:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def resumed(self) -> Request:
+        """The request as a new incarnation must see it: with what it has already emitted."""
+        for choice in self.choices:
+            choice.repeated = choice.prompt_logprobs
+        if not any(choice.token_ids or choice.finished for choice in self.choices):
+            return self.request
+        emitted = tuple(
+            Emitted(token_ids=tuple(choice.token_ids), finished=choice.finished)
+            for choice in self.choices
+        )
+        return replace(self.request, emitted=emitted)
