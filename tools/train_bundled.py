@@ -42,7 +42,7 @@ from tokenizers import Tokenizer
 TRAINING = ("stories", "derived", "synthetic")
 VALIDATION = ("validation_stories", "validation_chat")
 RUNS = {"target": 20_000_000, "draft": 12_000_000, "distil": 3_000_000}  # tokens
-SAMPLED_TOKENS = 200_000
+SAMPLED_TOKENS = 130_000
 PASSAGES, PASSAGE_CHARACTERS = 8, 1200
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "engine" / "bundled"
 
