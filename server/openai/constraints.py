@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obligation:
-    """What a request says of its answer's form: a structure, or tools, or neither."""
+    """What a request says of its answer's form: a structure, or calls, or either of the two."""
 
     structure: Structure | None = None
     use: ToolUse | None = None
@@ -53,13 +53,18 @@ async def read_obligation(
         use = read_tools(raw) if template is not None else None
         if template is None or use is None or use.mode is ToolMode.NONE:
             return Obligation(structure=structure, use=use)
-        if structure is not None:
+        family = ToolFamily.of(template.text, model.tokenizer)
+        # Where nothing but its JSON tells a call, no grammar can tell it from an answer.
+        bindable = structure is None or (
+            structure.spec.kind is GrammarKind.JSON_SCHEMA and not family.bare
+        )
+        if use.mode is ToolMode.AUTO and not bindable:
             raise InvalidParameter(
-                "tools: the form of an answer cannot be bound where it may be a call; leave one "
-                "out, or set tool_choice to none.",
+                "tools: the form of this model's answer cannot be bound so where it may be a "
+                "call; leave one out, or set tool_choice to none or required.",
                 param="tools",
             )
-        return Obligation(use=use, family=ToolFamily.of(template.text, model.tokenizer))
+        return Obligation(structure=structure, use=use, family=family)
 
     if not any(raw.get(name) for name in ("tools", *_FORMS)):
         return read()
@@ -118,12 +123,13 @@ async def answer_grammar(
 async def _grammar(obligation: Obligation, check: GrammarCheck) -> Structure | None:
     structure, use, family = obligation.structure, obligation.use, obligation.family
     if structure is not None:
-        return Structure(await check.check(structure.spec, structure.path), structure.path)
+        structure = Structure(await check.check(structure.spec, structure.path), structure.path)
     if use is None or family is None:
-        return None
+        return structure
     # One by one, so that a refusal names the tool.
     callable_tools = tuple([await _proven(tool, use, check) for tool in use.callable])
-    spec = tool_grammar(replace(use, callable=callable_tools), family)
+    answer = None if structure is None else structure.spec.text
+    spec = tool_grammar(replace(use, callable=callable_tools), family, answer=answer)
     return None if spec is None else Structure(await check.check(spec, "tools"), "tools")
 
 

@@ -204,17 +204,26 @@ def _wrong(path: str, why: str) -> InvalidParameter:
     return InvalidParameter(f"{path} {why}.", param=path)
 
 
-def tool_grammar(use: ToolUse, family: ToolFamily) -> GrammarSpec | None:
+def tool_grammar(
+    use: ToolUse, family: ToolFamily, *, answer: str | None = None
+) -> GrammarSpec | None:
     """What an answer must look like; None where it is free.
 
     Required: one call or more and nothing else. Auto: free text, but what begins a call is a
-    well-formed one, of a function that there is.
+    well-formed one, of a function that there is; or, instead of free text, JSON of the schema
+    `answer`.
     """
     if use.mode is ToolMode.NONE:
         return None
     most = MAX_CALLS if use.parallel else 1
     forced = use.mode is ToolMode.REQUIRED
-    rules = [f"start: {family.calls('any_call', most)}"] if forced else _free_rules(family, most)
+    if forced:
+        rules = [f"start: {family.calls('any_call', most)}"]
+    elif answer is not None:
+        rules = [f"start: {family.calls('any_call', most)} | answer"]
+        rules.append(f"answer: {json_rule(answer)}")
+    else:
+        rules = _free_rules(family, most)
     calls = [f"call_{i}" for i in range(len(use.callable))]
     lines = [*rules, f"any_call: {' | '.join(calls)}"]
     for rule, tool in zip(calls, use.callable, strict=True):

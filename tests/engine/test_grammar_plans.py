@@ -13,9 +13,10 @@ import pytest
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.core import Engine
+from octavo.engine.errors import SequenceFailed, Unsatisfiable
 from octavo.engine.params import Emitted, FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
-from octavo.engine.step import Delta
+from octavo.engine.step import GRAMMAR_FAULT, NOTHING_LEFT, Delta, failure_of
 
 from ..fakes.executor import FakeExecutor
 from .loop import Loop, request
@@ -115,6 +116,12 @@ def test_a_resumed_request_goes_on_wherever_it_was_cut() -> None:
         rest = seen(Loop().run(replace(asked, emitted=emitted)))
         for key, (token_ids, ending) in rest.items():
             assert (whole[key][0][:cut] + token_ids, ending) == whole[key]
+
+
+def test_only_what_the_request_itself_causes_is_its_fault() -> None:
+    for error in (NOTHING_LEFT, f"{GRAMMAR_FAULT} could not be followed: too big"):
+        assert isinstance(failure_of(error), Unsatisfiable)
+    assert isinstance(failure_of("the model's logits are not finite"), SequenceFailed)
 
 
 class TestHeld:

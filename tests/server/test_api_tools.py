@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from octavo.engine.bundled import TARGET
+from octavo.engine.errors import SequenceFailed
 from octavo.engine.params import FinishReason, GrammarKind, GrammarSpec
+from octavo.engine.sampling.grammar import GrammarCompiler
+from octavo.server.text.tokenizer import Tokenizer
 
 from .serving import TEMPLATE, Served, model, saying, serve
 
@@ -141,14 +145,41 @@ async def test_s3b_what_cannot_be_enforced_is_400_where_a_call_is_forced(checkin
     assert grammar is not None and "(?=x)" not in grammar.text
 
 
-async def test_s3b_a_form_and_tools_exclude_each_other() -> None:
-    server = trusting("hm")
+async def test_s3b_with_a_form_an_answer_is_a_call_or_of_that_form(checking: Served) -> None:
     form = {"response_format": {"type": "json_object"}}
-    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TIME], **form}
-    assert (await server.refusal(PATH, body))["param"] == "tools"
-    await server.chat(tools=[TIME], tool_choice="none", **form)
-    grammar = server.engine.requests[-1].sampling.grammar
+    await checking.chat(tools=[TIME], tool_choice="none", **form)
+    grammar = checking.engine.requests[-1].sampling.grammar
     assert grammar == GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    compiler = GrammarCompiler.from_folder(TARGET, vocab_size=4096, stop_ids=(1,))
+    for choice, good, bad in [
+        ("auto", [call, "{}", '{"a": 1}'], ["hm", call + "{}", "[]"]),
+        ("required", [call], ["{}", "hm"]),
+    ]:
+        await checking.chat(tools=[TIME], tool_choice=choice, **form)
+        bound = checking.engine.requests[-1].sampling.grammar
+        assert bound is not None
+        for text in good:
+            assert _is_answer(compiler, bound, text), text
+        for text in bad:
+            assert not _is_answer(compiler, bound, text), text
+    compiler.close()
+
+
+async def test_s3b_a_form_that_no_grammar_can_tell_from_a_call_is_400(checking: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TIME]}
+    assert (await checking.refusal(PATH, {**body, "guided_regex": "a"}))["param"] == "tools"
+    bare = trusting("hm", template=TEMPLATE)
+    assert (await bare.refusal(PATH, {**body, "guided_json": {}}))["param"] == "tools"
+
+
+def _is_answer(compiler: GrammarCompiler, spec: GrammarSpec, text: str) -> bool:
+    walk = compiler.start(spec)
+    try:
+        walk.accept(Tokenizer.from_folder(TARGET).encode(text, add_special_tokens=False))
+    except SequenceFailed:
+        return False
+    return bool(walk.mask(4096)[0, 0] & 1 << 1)  # the end of the sequence is allowed
 
 
 @pytest.mark.parametrize(
