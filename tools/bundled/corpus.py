@@ -95,11 +95,12 @@ def read(folder: Path) -> Corpus:
     stories = [story for name in STORY_FILES for story in read_stories(folder / name)]
     names = story_names(stories)
     synthetic = [chat for chat in read_chats(folder / CHAT_SYNTHETIC) if not is_held_out(chat)]
+    copies = min(14_000, len(synthetic))
     return Corpus(
         stories=stories,
         derived=with_system_prompts(read_chats(folder / CHAT_DERIVED), seed=1),
         synthetic=with_system_prompts(with_more_names(synthetic, names, seed=2), seed=3),
-        copying=with_system_prompts(copy_samples(stories, names, count=14_000, seed=4), seed=5),
+        copying=with_system_prompts(copy_samples(stories, names, count=copies, seed=4), seed=5),
         validation_stories=list(read_stories(folder / STORY_VALIDATION)),
         validation_chats=list(read_chats(folder / CHAT_VALIDATION)),
     )
@@ -197,10 +198,10 @@ def copy_samples(
     )
 
     def sentence() -> str:
-        found: list[str] = []
-        while not found:
-            found = _SENTENCE.findall(random.choice(stories))
-        return random.choice(found).strip()
+        for _ in range(50):
+            if found := _SENTENCE.findall(random.choice(stories)):
+                return str(random.choice(found))
+        return "The fox ran home."
 
     def value() -> str | int:
         return random.choice(
@@ -287,7 +288,7 @@ def write_toy(folder: Path, *, characters: int) -> None:
 
     def story() -> str:
         one, other = random.sample(animals, 2)
-        return f'Once there was a {one}. The {one} met a {other}, and Tom said, "Good day!"' * 4
+        return f"Once there was a {one}. The {one} met a {other} in the wood. " * 4
 
     def chat() -> str:
         name = random.choice(NAMES)
