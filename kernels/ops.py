@@ -46,6 +46,13 @@ class SiluMul(Protocol):
         """gate_up [tokens, 2 * size], gate first -> [tokens, size]."""
 
 
+class Linear(Protocol):
+    """Multiplication with a matrix as it is. No row's sums depend on the other rows."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [tokens, inputs], weight [outputs, inputs], bias [outputs] -> x @ weight.T + bias."""
+
+
 class PackLinear(Protocol):
     """Brings a matrix into the form that this device multiplies with fastest, once."""
 
@@ -191,6 +198,7 @@ class Ops:
     add_rms_norm: AddRmsNorm
     rotate: Rotate
     silu_mul: SiluMul
+    linear: Linear
     pack_linear: PackLinear
     plan_attention: PlanAttention
     copy_blocks: CopyBlocks

@@ -42,7 +42,7 @@ class Head:
             weight = tied_to.weight
         else:
             weight = self._own = blueprint.empty(config.vocab_size, config.hidden_size)
-        self._multiply: Callable[[Tensor], Tensor] = partial(F.linear, weight=weight)
+        self._multiply: Callable[[Tensor], Tensor] = partial(blueprint.ops.linear, weight=weight)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] -> float32 [rows, vocab]."""

@@ -3,12 +3,18 @@
 Slices with few queries each (decodes, verified drafts) are attended together: those of about the
 same length form a crowd, padded to its longest, in one call. A slice with many queries (a chunk of
 a prompt) is attended alone, in tiles, so that no mask grows with queries x context.
+
+A query's sums are taken in an order that depends neither on what else is in the step nor on how
+its prompt was cut. Measured, torch's kernel needs two things for that. The cells, of which it sums
+up `_SPLIT` at a time, are counted from a multiple of that and end where `_ENDS` allow; hidden cells
+add exact zeros. And the rows of queries, which it takes `_ROW_BLOCK` at a time, leave no rest of
+fewer than `_FEWEST_ROWS`: those go another way through a matrix product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, lcm
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +22,10 @@ from torch import Tensor
 
 _CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
 _CROWD_CELLS = 1 << 12  # cells gathered at once for a crowd, unless one slice alone has more
+_SPLIT = 512  # cells
+_ENDS = (128, 512)  # cells of the last split; with other numbers sums were seen to differ
+_ROW_BLOCK = 32
+_FEWEST_ROWS = 4
 _TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees are left out
 _TILE_SCORES = 1 << 22  # in one tile, of one head (the kernel works on parts of a head itself)
 
@@ -48,8 +58,8 @@ class _Slice:
     first_row: int
     queries: int
     context: int
-    first_block: int  # the first one that any of its queries sees
-    blocks: int  # from there to the end of the context
+    first_block: int  # the first one of the splits that its queries see
+    blocks: int  # from there to the end of the last split
 
     @property
     def first_position(self) -> int:
@@ -126,11 +136,20 @@ class _Plan:
         first_row = 0
         for index, (queries, context) in enumerate(self._lengths):
             seen_from = 0 if window is None else max(0, context - queries - window + 1)
-            first_block = seen_from // self._block_size
-            blocks = -(-context // self._block_size) - first_block
+            cells = _whole_splits(seen_from, context, self._block_size)
+            first_block = cells.start // self._block_size
+            blocks = len(cells) // self._block_size
             found.append(_Slice(index, first_row, queries, context, first_block, blocks))
             first_row += queries
         return found
+
+
+def _whole_splits(first: int, end: int, block_size: int) -> range:
+    """The cells first .. end - 1 and those around them that make the order of sums a fixed one."""
+    start = first // lcm(_SPLIT, block_size) * lcm(_SPLIT, block_size)
+    full, rest = divmod(end - start, _SPLIT)
+    length = full * _SPLIT + (next(e for e in _ENDS if e >= rest) if rest else 0)
+    return range(start, start + -(-length // block_size) * block_size)
 
 
 def _crowds(slices: list[_Slice], most_blocks: int) -> list[list[_Slice]]:
@@ -173,7 +192,7 @@ class _Crowd:
 
         blocks = max(s.blocks for s in members)
         first = column([s.first_block for s in members])
-        last = column([s.first_block + s.blocks - 1 for s in members])
+        last = column([-(-s.context // block_size) - 1 for s in members])
         tables = block_tables[
             column([s.index for s in members]),
             torch.minimum(first + torch.arange(blocks, device=device), last),
@@ -197,7 +216,7 @@ class _Crowd:
         q = query.reshape(split).transpose(1, 2).flatten(2, 3)
         k, v = gathered.view(2, self._sequences, -1, kv_heads, head_dim).transpose(2, 3)
         out = _softmax_attention(q, k, v, self._bias, scale, softcap)
-        out = out.view(self._sequences, kv_heads, self._queries, -1, head_dim).transpose(1, 2)
+        out = out.reshape(self._sequences, kv_heads, self._queries, -1, head_dim).transpose(1, 2)
         return out.reshape(query.shape)
 
 
@@ -209,10 +228,12 @@ class _Alone:
     ) -> None:
         self._slice = slice_
         self._window = window
+        self._block_size = block_size
         self._first_cell = slice_.first_block * block_size  # position of the first gathered cell
         self.rows = slice(slice_.first_row, slice_.first_row + slice_.queries)
-        table = block_tables[slice_.index]
-        self._halves = _halves(table[slice_.first_block : slice_.first_block + slice_.blocks])
+        places = torch.arange(slice_.blocks, device=block_tables.device) + slice_.first_block
+        last = -(-slice_.context // block_size) - 1
+        self._halves = _halves(block_tables[slice_.index, places.clamp_(max=last)])
 
     def attend(self, cache: Tensor, query: Tensor, scale: float, softcap: float | None) -> Tensor:
         """query [queries, heads, head_dim] -> like query."""
@@ -230,27 +251,26 @@ class _Alone:
         tile = max(1, min(_TILE_QUERIES, _TILE_SCORES // scores))
         for first in range(0, queries, tile):
             last = min(first + tile, queries)
-            positions, cells = self._seen(first, last, query.device)
-            low, high = cells[0] - self._first_cell, cells[-1] + 1 - self._first_cell
+            positions, seen = self._seen(first, last)
+            low, high = seen.start - self._first_cell, seen.stop - self._first_cell
+            cells = torch.arange(seen.start, seen.stop, device=query.device)
             attended = _softmax_attention(
                 q[:, :, first:last],
                 k[:, :, low:high],
                 v[:, :, low:high],
-                _bias(positions, cells, self._window, query.dtype),
+                _bias(positions.to(query.device), cells, self._window, query.dtype),
                 scale,
                 softcap,
             )
             out[first:last] = attended.permute(2, 0, 1, 3).reshape(-1, heads, head_dim)
         return out
 
-    def _seen(self, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Positions of the queries first .. last - 1, and of all the cells they see."""
+    def _seen(self, first: int, last: int) -> tuple[Tensor, range]:
+        """Positions of the queries first .. last - 1, and the cells to gather for them."""
         start = self._slice.first_position
         from_cell = 0 if self._window is None else max(0, start + first - self._window + 1)
-        return (
-            torch.arange(start + first, start + last, device=device),
-            torch.arange(from_cell, start + last, device=device),
-        )
+        seen = _whole_splits(from_cell, start + last, self._block_size)
+        return torch.arange(start + first, start + last), seen
 
 
 def _rows(members: list[_Slice], device: torch.device) -> slice | Tensor:
@@ -286,6 +306,11 @@ def _softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
     """q [a, b, queries, head_dim], k and v [a, b, cells, head_dim], bias broadcast to scores."""
+    rows = q.shape[2]
+    if 0 < rows % _ROW_BLOCK < _FEWEST_ROWS:
+        more = (0, 0, 0, _FEWEST_ROWS - rows % _ROW_BLOCK)
+        bias = bias if bias.shape[-2] == 1 else F.pad(bias, more)
+        return _softmax_attention(F.pad(q, more), k, v, bias, scale, softcap)[:, :, :rows]
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale / softcap)
