@@ -81,8 +81,14 @@ async def test_s1_openapi_has_every_field_of_a_completion() -> None:
     document = (await serve().http.get("/openapi.json")).json()
     properties = document["components"]["schemas"]["CompletionRequest"]["properties"]
     assert set(properties) == set(schema.CompletionRequest.__struct_fields__)
-    limits = next(kind for kind in properties["n"]["anyOf"] if kind["type"] == "integer")
-    assert (limits["minimum"], limits["maximum"]) == (1, 128)
+    for name, least, most in (
+        *(("n", 1, 128), ("best_of", 1, 20), ("logprobs", 0, 20)),
+        *(("temperature", 0, 2), ("top_p", 0, 1), ("min_p", 0, 1)),
+        *(("presence_penalty", -2, 2), ("frequency_penalty", -2, 2)),
+        ("seed", -(2**63), 2**63 - 1),
+    ):
+        number = next(k for k in properties[name]["anyOf"] if k["type"] in ("integer", "number"))
+        assert (number.get("minimum"), number.get("maximum")) == (least, most), name
 
 
 async def test_s1_tokenize_takes_tools_and_what_templates_want() -> None:
