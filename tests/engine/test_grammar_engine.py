@@ -96,7 +96,7 @@ def test_an_answer_is_valid_and_ends_and_forced_tokens_cost_no_step(engine: Engi
     (choice,) = run(engine, asked).values()
     assert choice.finish_reason is FinishReason.STOP
     jsonschema.validate(json.loads(TOKENIZER.decode(choice.token_ids)), SCHEMA)
-    assert engine.stats().step - before < len(choice.token_ids) * 0.8
+    assert engine.stats().step - before < len(choice.token_ids)  # else one step each at least
 
 
 def test_a_run_taken_at_once_is_what_would_have_been_sampled(engine: Engine) -> None:
