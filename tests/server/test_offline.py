@@ -10,7 +10,7 @@ from octavo import LLM, SamplingParams
 from octavo.engine.errors import ContextLengthExceeded, InvalidParameter, Unsatisfiable
 from octavo.engine.params import FinishReason
 
-GREEDY = SamplingParams(max_tokens=12, temperature=0)
+GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,8 @@ def test_a_stop_string_cuts_the_text(llm: LLM) -> None:
     whole = llm.generate("Once upon a time", GREEDY)[0].outputs[0].text
     stop = whole[5:9]
     cut = llm.generate(
-        "Once upon a time", SamplingParams(max_tokens=12, temperature=0, stop=(stop,))
+        "Once upon a time",
+        SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, stop=(stop,)),
     )
     choice = cut[0].outputs[0]
     assert choice.text == whole[: whole.index(stop)]
@@ -95,7 +96,7 @@ def test_progress_is_told(llm: LLM) -> None:
 def test_bad_words_do_not_appear(llm: LLM) -> None:
     plain = llm.generate("Once upon a time", GREEDY)[0].outputs[0].text
     word = plain.split()[1]
-    params = SamplingParams(max_tokens=12, temperature=0, bad_words=(word,))
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, bad_words=(word,))
     assert word not in llm.generate("Once upon a time", params)[0].outputs[0].text.split()
 
 
@@ -109,7 +110,9 @@ def test_rules_that_leave_no_token_are_the_requests_own_fault(llm: LLM) -> None:
 
 @pytest.mark.parametrize("penalty", [1e-6, 1e6])
 def test_the_ends_of_the_repetition_penalty_overflow_nothing(llm: LLM, penalty: float) -> None:
-    params = SamplingParams(max_tokens=4, temperature=0.01, repetition_penalty=penalty)
+    params = SamplingParams(
+        max_tokens=4, temperature=0.01, repetition_penalty=penalty, ignore_eos=True
+    )
     assert len(llm.generate("A fox", params)[0].outputs[0].token_ids) == 4
     with pytest.raises(InvalidParameter, match="repetition_penalty"):
         SamplingParams(repetition_penalty=5e-324)
