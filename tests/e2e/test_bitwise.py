@@ -1,5 +1,5 @@
 """Not only the tokens: the log-probabilities of a request are the same bits alone, in a crowd, with
-a cold or a warm prefix cache, and however its prompt is cut. One thread; float32 and bfloat16."""
+a cold or a warm prefix cache, and however its prompt is cut."""
 
 from __future__ import annotations
 
@@ -43,21 +43,23 @@ def scores(llm: LLM, prompts: list[list[int]]) -> Scores:
     return [output.outputs[0].logprobs for output in llm.generate(prompts, PARAMS)]
 
 
-def model(dtype: str, **settings: Any) -> LLM:
-    return LLM(dtype=dtype, threads=1, max_model_len=512, **settings)
+def model(dtype: str, threads: int, **settings: Any) -> LLM:
+    return LLM(dtype=dtype, threads=threads, max_model_len=512, **settings)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def alone(request: pytest.FixtureRequest) -> tuple[str, Scores]:
-    with model(request.param, prefix_caching=False) as llm:
+@pytest.fixture(scope="module", params=[("float32", 1), ("float32", 2), ("bfloat16", 1)], ids=str)
+def alone(request: pytest.FixtureRequest) -> tuple[tuple[str, int], Scores]:
+    with model(*request.param, prefix_caching=False) as llm:
         return request.param, [scores(llm, [prompt])[0] for prompt in PROMPTS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_log_probabilities_are_the_same_bits(alone: tuple[str, Scores], way: str) -> None:
-    dtype, expected = alone
-    with model(dtype, **WAYS[way]) as llm:
+def test_log_probabilities_are_the_same_bits(
+    alone: tuple[tuple[str, int], Scores], way: str
+) -> None:
+    (dtype, threads), expected = alone
+    with model(dtype, threads, **WAYS[way]) as llm:
         assert scores(llm, PROMPTS) == expected
         assert scores(llm, PROMPTS) == expected  # where there is a prefix cache, it is warm now
         if way == "a crowd":
