@@ -319,8 +319,8 @@ class TestPreemption:
         loop.step()
         while len(loop.in_flight) < depth:
             loop.plan()
-        (sequence,) = loop.scheduler._running
-        loop.scheduler._preempt(sequence)
+        (sequence,) = loop.scheduler._roster.running
+        loop.scheduler._roster.preempt(sequence)
         assert sequence.promised and loop.plan() is None
         loop.run()
         assert loop.tokens("a") == expected
@@ -522,7 +522,7 @@ class TestFailures:
         executor = FakeExecutor(num_blocks=7, num_host_blocks=8, max_model_len=96)
         loop = Loop(executor, depth=1, preemption=preemption, prefix_caching=False)
         loop.add(*requests)
-        (young,) = (s for s in loop.scheduler._live.values() if s.request.id == "young")
+        (young,) = (s for s in loop.scheduler._roster.live.values() if s.request.id == "young")
         while not young.preemptions:
             loop.step()
         loop.scheduler.abort("old")

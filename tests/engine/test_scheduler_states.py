@@ -142,7 +142,7 @@ class Requests(RuleBasedStateMachine):
 
     def look_at(self, plan: StepPlan) -> None:
         """No block is written that somebody else holds, or that an older plan names."""
-        live = self.loop.scheduler._live
+        live = self.loop.scheduler._roster.live
         tables: dict[int, int] = {}
         for sequence in live.values():
             for block in sequence.block_table:
@@ -165,7 +165,7 @@ class Requests(RuleBasedStateMachine):
         index = None if whole else data.draw(st.integers(0, self.expected[name] - 1))
         beam = any(
             s.request.id == name and s.request.sampling.beam_width
-            for s in self.loop.scheduler._live.values()
+            for s in self.loop.scheduler._roster.live.values()
         )
         self.loop.scheduler.abort(name, index)
         if whole:
