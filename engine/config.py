@@ -25,6 +25,9 @@ class EngineConfig:
     # most half of it, and a little even where large weights take more (engine/worker/memory.py).
     memory_utilization: float = 0.5
     swap_space: int = 0  # host memory for swapped-out blocks; 0: preempt by recompute only
+    # Seconds between two tokens of a stream that prompts may not make longer; 0: they may. None:
+    # what suits the device.
+    itl_target: float | None = None
     prefix_caching: bool = True
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap

@@ -38,6 +38,11 @@ def pick_dtype(name: str, stored: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def inter_token_target(device: torch.device) -> float:
+    """Seconds between two tokens of a stream that suit a reader and that the device can hold."""
+    return 0.1 if device.type == "cpu" else 0.03
+
+
 def available_cores() -> int:
     """Cores this process may use: its affinity, and the quotas of its control groups."""
     cores = len(os.sched_getaffinity(0))

@@ -199,6 +199,7 @@ class StepStats:
     blocks_swapped_in: int = 0  # counter
     blocks_copied: int = 0  # copy-on-write, counter
     audit_failures: int = 0  # block accounting mismatches, counter
+    token_seconds: float = 0.0  # what one more prompt token costs, as fitted to past steps
     tokens_computed: int = 0  # by this step
     sequences_computed: int = 0  # by this step
     step_seconds: float = 0.0  # compute time of this step

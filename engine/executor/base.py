@@ -30,6 +30,7 @@ class Capacity:
     kv_bytes: int  # device memory of the KV cache
     weight_bytes: int
     parameters: int
+    itl_target_seconds: float = 0.0  # inter-token target that suits the device; 0: none
 
 
 class Executor(Protocol):

@@ -24,6 +24,7 @@ from ..step import (
     StepStats,
 )
 from .beam import BeamSearch
+from .budget import StepBudget
 from .policy import policy_named
 from .pool import PoolSearch
 from .preemption import Preemption
@@ -31,6 +32,7 @@ from .roster import Roster
 from .sample import SampleSearch, open_choices
 from .search import Search
 from .slices import SAMPLES, next_slice
+from .step_time import StepTime
 
 
 class Scheduler:
@@ -48,7 +50,10 @@ class Scheduler:
                 f"sequence of max_model_len {capacity.max_model_len}"
             )
         self._capacity = capacity
-        self._budget = config.max_num_batched_tokens
+        self._most_tokens = config.max_num_batched_tokens
+        target = config.itl_target
+        self._itl_target = capacity.itl_target_seconds if target is None else target
+        self.step_time = StepTime(capacity.recompute_seconds_per_token)
         self._blocks = BlockManager(
             num_blocks=capacity.num_blocks,
             num_host_blocks=capacity.num_host_blocks,
@@ -103,16 +108,18 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can be computed before a plan in flight ends."""
-        budget = self._budget
         slices: list[Slice] = []
         awaited = 0  # blocks behind the fence that sequences of this step wait for
         preempted = False
         running = self._roster.in_order(now)
+        budget = StepBudget(
+            self._most_tokens, target=self._itl_target, running=running, time=self.step_time
+        )
         position = 0
         while position < len(running) and budget:
             sequence = running[position]
             position += 1
-            count = min(sequence.pending, budget)
+            count = budget.grant(sequence)
             if count <= 0 or (sequence.promised and sequence.stepwise):
                 continue
             while not self._blocks.reserve(sequence, count):
@@ -126,12 +133,12 @@ class Scheduler:
                 self._roster.preempt(victim)
                 preempted = True
             else:
+                budget.spend(sequence, count)
                 slices.append(self._compute(sequence, count, now))
-                budget -= count
         places = self._roster.places
         if self._roster.waiting and budget and places and not (preempted or awaited):
             for sequence in self._roster.queue(now):
-                if not (budget and places):
+                if not (budget and budget.takes_prompts and places):
                     break
                 if sequence.in_flight or sequence.held:
                     continue  # its next token is not known yet
@@ -141,11 +148,11 @@ class Scheduler:
                 if not self._roster.admit(sequence):
                     break
                 places -= 1
-                count = min(sequence.pending, budget)
+                count = budget.grant(sequence)
                 if not self._blocks.reserve(sequence, count):
                     raise AssertionError(f"sequence {sequence.id} was admitted without room")
+                budget.spend(sequence, count)
                 slices.append(self._compute(sequence, count, now))
-                budget -= count
         if not slices:
             stuck = self._roster.live and not self._in_flight
             return self.schedule(now) if stuck and self._roster.make_way(now) else None
@@ -157,6 +164,7 @@ class Scheduler:
         A sequence that has ended meanwhile is passed over: what was computed for it is dropped.
         """
         self._settle(plan)
+        self.step_time.observe(plan, output.seconds)
         deltas: list[Delta] = []
         results = {result.sequence: result for result in output.results}
         for piece in plan.slices:
@@ -233,6 +241,7 @@ class Scheduler:
             blocks_swapped_in=usage.blocks_swapped_in,
             blocks_copied=usage.blocks_copied,
             audit_failures=self._audit_failures,
+            token_seconds=self.step_time.token_seconds,
         )
 
     def check(self) -> None:

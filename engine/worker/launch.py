@@ -10,7 +10,13 @@ from octavo.kernels import registry
 
 from ..checkpoint import ModelConfig, read_model_config, weight_files
 from ..config import EngineConfig
-from ..device import available_cores, available_memory, pick_device, pick_dtype
+from ..device import (
+    available_cores,
+    available_memory,
+    inter_token_target,
+    pick_device,
+    pick_dtype,
+)
 from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..params import SamplingParams
@@ -91,6 +97,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         kv_bytes=memory.num_blocks * _block(config, numbers, dtype),
         weight_bytes=model.weight_bytes,
         parameters=model.parameter_count,
+        itl_target_seconds=inter_token_target(device),
     )
     return runner, capacity
 

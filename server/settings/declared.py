@@ -178,6 +178,13 @@ class Settings:
         "Scheduling",
         "Tokens computed in one step: longer prompts are cut into chunks.",
     )
+    itl_target: float | None = _setting(
+        kinds.optional(kinds.seconds(), "auto"),
+        _ENGINE.itl_target,
+        "Scheduling",
+        "Time between two tokens of a stream that prompts computed beside it may not exceed; 0: no "
+        "limit, for throughput alone. `auto`: 0.1 on a CPU.",
+    )
     scheduling_policy: str = _setting(
         kinds.choice("fcfs", "priority"),
         _ENGINE.scheduling_policy,

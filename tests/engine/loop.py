@@ -71,6 +71,7 @@ class Loop:
         policy: str = "fcfs",
         preemption: str = "auto",
         checked: bool = True,
+        itl_target: float = 0.0,
     ) -> None:
         self.executor = executor or FakeExecutor()
         self.depth = depth
@@ -83,6 +84,7 @@ class Loop:
             prefix_caching=prefix_caching,
             scheduling_policy=policy,
             preemption=preemption,
+            itl_target=itl_target,
         )
         capacity = self.executor.start(lambda stage, done, total: None)
         self.scheduler = Scheduler(config, capacity)

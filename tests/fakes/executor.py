@@ -92,6 +92,7 @@ class FakeExecutor:
         swap_seconds_per_block: float = 1e-3,
         script: Script | None = None,
         seconds_per_step: float = 0.0,
+        price: Callable[[StepPlan], float] = lambda plan: 1e-3,
     ) -> None:
         self.capacity = Capacity(
             num_blocks=num_blocks,
@@ -118,6 +119,7 @@ class FakeExecutor:
         self._eos_rate = eos_rate
         self._script = script
         self._seconds_per_step = seconds_per_step
+        self._price = price  # the seconds a step is said to have taken
         block_bytes = block_size * _CELL.size
         self._cells = [bytearray(block_bytes) for _ in range(num_blocks)]
         self._host = [bytearray(block_bytes) for _ in range(num_host_blocks)]
@@ -158,7 +160,7 @@ class FakeExecutor:
             self._sequences.pop(sequence, None)
         self._move(plan)
         results = tuple([self._compute(piece) for piece in plan.slices])
-        return StepOutput(number=plan.number, results=results, seconds=1e-3)
+        return StepOutput(number=plan.number, results=results, seconds=self._price(plan))
 
     def stop(self) -> None:
         self.stopped = True
