@@ -25,17 +25,51 @@ from .executor.base import Progress as OnProgress
 
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
-    from .core import Engine
+    from .core import Engine, Line
     from .supervisor import EngineProcess
+    from .worker.runner import Runner
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 
 
-def build_executor(config: EngineConfig) -> Executor:
-    """The executor that `config` asks for."""
+def build_executor(config: EngineConfig, *, epoch: int = 0) -> Executor:
+    """The executor that `config` asks for. `epoch` counts the incarnations of the engine."""
     from .executor.inline import InlineExecutor
 
+    if config.test_fault:
+        return InlineExecutor(config, _faulty_launch(epoch))
     return InlineExecutor(config)
+
+
+def _faulty_launch(epoch: int) -> Callable[[EngineConfig, OnProgress], tuple[Runner, Capacity]]:
+    """Like `worker.launch.launch`, but what it makes goes wrong where the configuration says so."""
+    from .faults.computer import FaultyComputer
+    from .faults.fault import parse_fault
+    from .worker.launch import launch
+
+    def faulty(config: EngineConfig, progress: OnProgress) -> tuple[Runner, Capacity]:
+        faults = [parse_fault(text) for text in config.test_fault]
+        log.warning(
+            "FAULTS ON PURPOSE, for tests only: this engine will go wrong (--test-fault %s)",
+            ", ".join(map(str, faults)),
+        )
+        runner, capacity = launch(config, progress)
+        runner.computer = FaultyComputer(runner.computer, faults, epoch=epoch)
+        return runner, capacity
+
+    return faulty
+
+
+def _line(config: EngineConfig, channel: Channel) -> Line:
+    """What the engine speaks through."""
+    if not config.test_fault:
+        return channel
+    from .faults.fault import parse_fault
+    from .faults.line import LossyLine
+
+    return LossyLine(channel, [parse_fault(text) for text in config.test_fault])
 
 
 def build_engine(
@@ -89,9 +123,10 @@ def run_engine(config: EngineConfig, channel: Channel, executor: Executor | None
 
     engine: Engine | None = None
     try:
+        executor = executor or build_executor(config, epoch=channel.epoch)
         engine, capacity = build_engine(config, _reporter(channel), executor)
         channel.send(Ready(capacity))
-        serve(engine, channel)
+        serve(engine, _line(config, channel))
     except OctavoError as error:
         channel.send(Fatal(type(error).__name__, str(error)))
     except OSError as error:

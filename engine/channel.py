@@ -142,6 +142,7 @@ class Channel:
     """The engine's end: blocking sends, and receives that wait only when told to."""
 
     def __init__(self, sock: socket.socket, *, epoch: int) -> None:
+        self.epoch = epoch
         self._sock = sock
         self._codec = _Codec(epoch)
         self._buffer = bytearray()

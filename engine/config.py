@@ -32,4 +32,6 @@ class EngineConfig:
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap
     overlap: int = 1  # steps planned ahead: 0 or 1
+    # What is to go wrong on purpose, in tests only (engine/faults/fault.py).
+    test_fault: tuple[str, ...] = ()
     threads: int | None = None  # None: one less than the cores the container may use

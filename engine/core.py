@@ -11,8 +11,9 @@ import logging
 import time
 from collections import deque
 from dataclasses import replace
+from typing import Protocol
 
-from .channel import Abort, Channel, Message, Shutdown, StepReport, Submit
+from .channel import Abort, Message, Shutdown, StepReport, Submit
 from .executor.base import Executor
 from .params import Request, SamplingParams
 from .scheduler.scheduler import Scheduler
@@ -107,7 +108,15 @@ class Engine:
         )
 
 
-def serve(engine: Engine, channel: Channel) -> None:
+class Line(Protocol):
+    """The engine's end of a `Channel`."""
+
+    def send(self, message: Message) -> None: ...
+
+    def receive(self, *, wait: bool) -> list[Message]: ...
+
+
+def serve(engine: Engine, channel: Line) -> None:
     """Run until told to shut down. Waits without spinning while there is nothing to do.
 
     Raises:

@@ -15,6 +15,7 @@ from ..worker.runner import Runner
 from .base import Capacity, Progress
 
 T = TypeVar("T")
+Launch = Callable[[EngineConfig, Progress], tuple[Runner, Capacity]]
 
 
 class InlineExecutor:
@@ -25,15 +26,17 @@ class InlineExecutor:
     k. With 0 a plan is computed when it is collected, by whoever collects it.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, launch: Launch = launch) -> None:
+        """`launch` makes the runner, in the thread that will use it."""
         self._config = config
+        self._launch = launch
         # Everything runs in the thread that will compute: torch's workers belong to one thread.
         self._thread = ThreadPoolExecutor(1, "octavo-compute") if config.overlap else None
         self._runner: Runner | None = None
         self._pending: deque[Callable[[], StepOutput]] = deque()
 
     def start(self, progress: Progress) -> Capacity:
-        self._runner, capacity = self._call(lambda: launch(self._config, progress))()
+        self._runner, capacity = self._call(lambda: self._launch(self._config, progress))()
         return capacity
 
     def ready(self, params: SamplingParams) -> bool:

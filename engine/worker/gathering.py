@@ -1,7 +1,8 @@
-"""From a `StepPlan` to the tensors of a step."""
+"""From the slices of a step to its tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from ..batch import Batch
 from ..errors import SequenceFailed
-from ..step import Slice, StepPlan, Wants
+from ..step import Slice, Wants
 from .sequences import SequenceTable
 
 Integers = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ _LACKING = "an earlier step, which was to yield its last token, failed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The slices of a plan that can be computed, and their tensors.
+    """Those of some slices that can be computed, and their tensors.
 
     `batch.logits_rows` has the rows of the slices in `sampling`, then of those in `searching`.
     """
@@ -33,16 +34,18 @@ class Work:
     searching: Integers  # of those that want candidates
     scoring: Integers  # of those that want prompt log-probabilities
     pooling: Integers  # of those that want an embedding
-    failed: dict[int, str]  # why other sequences of the plan cannot be computed
+    failed: dict[int, str]  # why the others cannot be computed, by sequence
 
 
-def gather(plan: StepPlan, table: SequenceTable, block_size: int, device: torch.device) -> Work:
-    """Take in what the plan's slices bring, and lay their tokens out one after the other.
+def gather(
+    given: Sequence[Slice], table: SequenceTable, block_size: int, device: torch.device
+) -> Work:
+    """Take in what the slices bring, and lay their tokens out one after the other.
 
     A slice whose sequence lacks tokens or blocks, because an earlier step of it failed, is left
     out and named in `failed`.
     """
-    slices, rows, failed = _take_in(plan, table)
+    slices, rows, failed = _take_in(given, table)
     counts = np.array([part.count for part in slices], dtype=np.int64)
     contexts = np.array([part.start for part in slices], dtype=np.int64) + counts
     wants = np.array([part.wants for part in slices], dtype=np.int64)
@@ -81,13 +84,13 @@ def gather(plan: StepPlan, table: SequenceTable, block_size: int, device: torch.
 
 
 def _take_in(
-    plan: StepPlan, table: SequenceTable
+    given: Sequence[Slice], table: SequenceTable
 ) -> tuple[tuple[Slice, ...], Integers, dict[int, str]]:
     """The slices that can be computed, the rows of their sequences, and why the others cannot."""
     failed: dict[int, str] = {}
     slices: list[Slice] = []
     found: list[int] = []
-    for part in plan.slices:
+    for part in given:
         try:
             found.append(table.row(part))
         except SequenceFailed as error:

@@ -26,6 +26,7 @@ from ..sampling.logits import standard_rules
 from ..sampling.sampler import Sampler
 from ..step import History, Moves, Slice, StepPlan, Wants
 from ..weights import load_model
+from .computer import Computer
 from .memory import MemoryPlan, activation_bytes, plan_memory
 from .runner import Runner
 from .sequences import SequenceTable
@@ -74,7 +75,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
-    runner = Runner(
+    computer = Computer(
         model=model,
         kv=kv,
         sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
@@ -90,7 +91,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         max_model_len=memory.max_model_len,
         vocab_size=numbers.vocab_size,
         eos_token_ids=numbers.eos_token_ids,
-        recompute_seconds_per_token=_seconds_per_token(runner, config.block_size, tokens),
+        recompute_seconds_per_token=_seconds_per_token(computer, config.block_size, tokens),
         swap_seconds_per_block=_seconds_per_swap(kv, memory),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
@@ -99,7 +100,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         parameters=model.parameter_count,
         itl_target_seconds=inter_token_target(device),
     )
-    return runner, capacity
+    return Runner(kv, computer), capacity
 
 
 def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
@@ -136,7 +137,7 @@ def _weight_bytes(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype
     return stored * dtype.itemsize // (4 if numbers.dtype == "float32" else 2)
 
 
-def _seconds_per_token(runner: Runner, block_size: int, most: int) -> float:
+def _seconds_per_token(computer: Computer, block_size: int, most: int) -> float:
     """What computing one token of a prompt costs. Also the model's warm-up."""
 
     def measure(tokens: int) -> float:
@@ -148,8 +149,10 @@ def _seconds_per_token(runner: Runner, block_size: int, most: int) -> float:
         part = Slice(
             sequence=-1, start=0, count=tokens, wants=Wants.TOKEN, blocks=blocks, history=history
         )
-        seconds = runner.execute(StepPlan(number=-1, slices=(part,))).seconds
-        runner.execute(StepPlan(number=-1, slices=(), retired=(-1,)))
+        began = time.perf_counter()
+        computer.compute([part])
+        seconds = time.perf_counter() - began
+        computer.begin(StepPlan(number=-1, slices=(), retired=(-1,)))
         return seconds / tokens
 
     first = max(1, min(_FIRST_TOKENS, most))

@@ -299,6 +299,14 @@ class Settings:
         kinds.switch(), True, "Logs", "Write a line for each finished request."
     )
 
+    test_fault: tuple[str, ...] = _setting(
+        kinds.faults(),
+        (),
+        "Tests",
+        "Makes the engine go wrong on purpose, as `exit@token=17` or `raise@step=7`; see "
+        "engine/faults/fault.py. Never for service.",
+    )
+
     def engine_config(self, folder: Path) -> EngineConfig:
         """What the engine is told; `folder` is where the model was found."""
         shared = {f.name for f in fields(EngineConfig)} & {f.name for f in fields(self)}

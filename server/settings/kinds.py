@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.engine.faults.fault import parse_fault
+
 _NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 _TOKEN_UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _BYTE_UNITS = {"": 1, "b": 1}
@@ -57,6 +59,16 @@ def texts(metavar: str = "TEXT") -> Kind:
         return cleaned
 
     return Kind(metavar, read, ",".join, many=True)
+
+
+def faults() -> Kind:
+    """Faults on purpose, in the words of `octavo.engine.faults.fault`."""
+    listed = texts("FAULT")
+
+    def read(value: object) -> tuple[str, ...]:
+        return tuple(str(parse_fault(text)) for text in listed.read(value))
+
+    return Kind(listed.metavar, read, listed.show, many=True)
 
 
 def choice(*words: str, also: dict[str, str] | None = None) -> Kind:

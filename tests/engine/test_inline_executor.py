@@ -12,6 +12,7 @@ from octavo.engine.errors import ConfigError, DoesNotFit
 from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.params import SamplingParams
 from octavo.engine.step import History, Slice, StepPlan, Wants
+from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.runner import Runner
 
 from .tiny import BLOCK_BYTES, MAX_LENGTH, VOCAB_SIZE, tiny_config
@@ -81,7 +82,7 @@ def test_a_failed_step_is_an_exception_and_the_next_one_runs(
     executor.submit(plan(0, 0))
     expected = executor.collect().results[0].token_ids
     with monkeypatch.context() as broken:
-        broken.setattr(Runner, "_choose", explode)
+        broken.setattr(Computer, "_choose", explode)
         executor.submit(plan(1, 0))
         with pytest.raises(RuntimeError, match="the model is on fire"):
             executor.collect()

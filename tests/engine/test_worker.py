@@ -14,6 +14,7 @@ from octavo.engine.batch import Batch
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wants
+from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.gathering import Work, gather
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.runner import Runner
@@ -33,8 +34,7 @@ def history(tokens: list[int], params: SamplingParams = GREEDY, prompt: int = 0)
 
 def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ()) -> Work:
     table.forget(retired)
-    plan = StepPlan(number=0, slices=slices)
-    work = gather(plan, table, BLOCK, torch.device("cpu"))
+    work = gather(slices, table, BLOCK, torch.device("cpu"))
     table.check()
     return work
 
@@ -190,7 +190,7 @@ def test_a_failed_step_can_be_run_again(runner: Runner, monkeypatch: pytest.Monk
     one(runner, 0, retired=(0, 1))
     for i, slices in enumerate(plans):
         with monkeypatch.context() as broken:
-            broken.setattr(Runner, "_keep", explode)
+            broken.setattr(Computer, "_keep", explode)
             with pytest.raises(RuntimeError, match="at the worst moment"):
                 one(runner, i, *slices)
         assert one(runner, i, *slices) == expected[i]
@@ -214,7 +214,7 @@ def test_a_token_brought_by_a_failed_step_is_not_counted_twice(
         one(runner, 0, Slice(**{**fields(first), "wants": Wants.CANDIDATES}))
         if fail:
             with monkeypatch.context() as broken:
-                broken.setattr(Runner, "_keep", explode)
+                broken.setattr(Computer, "_keep", explode)
                 with pytest.raises(RuntimeError):
                     one(runner, 1, brought)
         results.append(one(runner, 1, brought))
@@ -229,7 +229,7 @@ def fields(part: Slice) -> dict[str, object]:
 
 def test_logits_that_are_not_finite_fail_their_sequence_alone(runner: Runner) -> None:
     healthy = generate(runner, 0, [5, 6, 7], 5)
-    weights = {p.name: p.tensor for p in runner._model.parameters()}
+    weights = {p.name: p.tensor for p in runner.computer._model.parameters()}
     weights["model.embed_tokens.weight"][90] = float("nan")
     results = one(runner, 0, start(0, [5, 6, 7]), start(1, [5, 7, 90]))
     assert results[0].token_ids == tuple(healthy[:1])
@@ -282,14 +282,14 @@ def test_prompt_logprobs_are_computed_a_few_at_a_time(
     part = Slice(**{**fields(start(0, list(range(2, 42)), params)), "wants": Wants.PROMPT_LOGPROBS})
     (whole,) = one(runner, 0, part)
     rows: list[int] = []
-    logits = runner._model.logits
+    logits = runner.computer._model.logits
 
     def counted(hidden: torch.Tensor) -> torch.Tensor:
         rows.append(len(hidden))
         return logits(hidden)
 
-    monkeypatch.setattr(runner._model, "logits", counted)
-    monkeypatch.setattr("octavo.engine.worker.runner._SCORING_BYTES", 4 * 96 * 10)
+    monkeypatch.setattr(runner.computer._model, "logits", counted)
+    monkeypatch.setattr("octavo.engine.worker.computer._SCORING_BYTES", 4 * 96 * 10)
     (few,) = one(runner, 0, part)
     assert rows == [10, 10, 10, 9]
     assert [n.token_id for n in few.prompt_logprobs] == [n.token_id for n in whole.prompt_logprobs]
@@ -325,7 +325,7 @@ def test_a_slice_yields_its_hidden_states_whatever_is_beside_it(runner: Runner) 
 
 
 def test_hidden_states_that_are_not_finite_fail_their_sequence_alone(runner: Runner) -> None:
-    weights = {p.name: p.tensor for p in runner._model.parameters()}
+    weights = {p.name: p.tensor for p in runner.computer._model.parameters()}
     weights["model.embed_tokens.weight"][90] = float("nan")
     results = one(
         runner,
@@ -364,8 +364,8 @@ def test_moves_come_before_compute_and_in_order(
 def test_a_plan_without_slices_only_forgets(runner: Runner) -> None:
     one(runner, 0, start(0, [5]), start(1, [6]))
     assert one(runner, 1, retired=(0, 1)) == []
-    runner._table.check()
-    assert len(runner._table) == 0
+    runner.computer._table.check()
+    assert len(runner.computer._table) == 0
 
 
 def test_kv_cache_is_not_touched_before_it_is_used(tmp_path: Path) -> None:

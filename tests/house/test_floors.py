@@ -48,7 +48,7 @@ def allowed(importer: str, target: str) -> bool:
         return wing == other
     if wing == "engine":
         return _engine_may(importer, here, target, other, there)
-    return _server_may(here, other, there)
+    return _server_may(here, target, other, there)
 
 
 def _engine_may(importer: str, here: str, target: str, other: str, there: str) -> bool:
@@ -75,6 +75,8 @@ def _engine_may(importer: str, here: str, target: str, other: str, there: str) -
         )
     if here in JOINT:
         return there in (*JOINT, "scheduler")
+    if here == "faults":  # wraps what it makes go wrong
+        return there in ("channel", "worker")
     if here == "scheduler":
         return there == "cache"
     floors = {r: level for level, rooms in enumerate(COMPUTE) for r in rooms}
@@ -83,7 +85,7 @@ def _engine_may(importer: str, here: str, target: str, other: str, there: str) -
     return False
 
 
-def _server_may(here: str, other: str, there: str) -> bool:
+def _server_may(here: str, target: str, other: str, there: str) -> bool:
     words = ("params", "step", "errors", "config", "registry", "checkpoint")
     if other == "version":
         return True
@@ -103,6 +105,8 @@ def _server_may(here: str, other: str, there: str) -> bool:
             return there in (*words, "assembly", "async_engine", "executor", "bundled", "")
         if here in SERVER_HTTP:
             return there in (*words, "async_engine")
+        if target == "octavo.engine.faults.fault":
+            return here == "settings"  # its syntax is checked there
         return there in (*words, "async_engine", "assembly", "executor", "bundled")
     return other == "loadtest" and here in SERVER_TOP
 

@@ -223,3 +223,16 @@ def test_the_engine_is_told_all_that_concerns_it() -> None:
     assert config == EngineConfig(
         model="/models/x", max_num_seqs=3, kv_memory=2**20, prefix_caching=False, overlap=0
     )
+
+
+def test_faults_for_tests_are_checked_where_they_are_written() -> None:
+    words = ["--test-fault", "exit@token=17", "--test-fault", "delay:2.50@step=3"]
+    settings = load(words, {}).settings
+    assert settings.test_fault == ("exit@token=17", "delay:2.5@step=3")
+    assert settings.engine_config(Path("/models/x")).test_fault == settings.test_fault
+    assert value("test_fault", OCTAVO_TEST_FAULT="oom@token=1,raise@step=2") == (
+        "oom@token=1",
+        "raise@step=2",
+    )
+    with pytest.raises(ConfigError, match=r"test-fault.*must say when: @step=N or @token=N"):
+        load(["--test-fault", "exit"], {})
