@@ -21,7 +21,7 @@ from octavo.engine.params import SEED_BITS, FinishReason, PoolingParams, Request
 from octavo.engine.step import Delta, TokenLogprobs
 
 from .observe.tally import Tally
-from .text.choice import ChoiceText, ScoredToken
+from .text.choice import ChoiceText, Piece, ScoredToken
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
@@ -35,7 +35,7 @@ class TextDelta:
     """What one choice gained. The last one of a choice has a finish reason."""
 
     index: int  # prompt's place * n + choice
-    pieces: tuple[str, ...] = ()  # of text: one per token, and at the end what was held back
+    pieces: tuple[Piece, ...] = ()  # of its text
     token_ids: tuple[int, ...] = ()
     scores: tuple[ScoredToken, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first delta of a prompt, where asked
@@ -46,7 +46,7 @@ class TextDelta:
 
     @property
     def text(self) -> str:
-        return self.pieces[0] if len(self.pieces) == 1 else "".join(self.pieces)
+        return self.pieces[0][1] if len(self.pieces) == 1 else "".join([s for _, s in self.pieces])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,7 +280,7 @@ class _Choice:
         if self.finished:
             return False  # the engine had computed it before it heard of the end
         pieces, _, used = self._text.take(delta)
-        self._pieces += pieces
+        self._pieces += [text for _, text in pieces]
         self._token_ids += delta.token_ids[:used]
         self._logprobs += delta.logprobs[:used]
         self._score = delta.score

@@ -145,7 +145,7 @@ class _Form:
         if reader is None:
             reader = self._readers[delta.index] = MessageReader(self.turn.manner)
         last = delta.finish_reason is not None
-        return reader.read(delta.token_ids, delta.pieces, last=last)
+        return reader.read(delta.pieces, last=last)
 
     def pieces(self, delta: TextDelta) -> list[ChatChunkChoice]:
         """Further chunks; the last one of a choice has the finish reason."""

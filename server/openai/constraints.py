@@ -13,7 +13,7 @@ from octavo.engine.params import GrammarKind, GrammarSpec
 from ..text.message import Manner
 from ..text.reasoning import ReasoningTags
 from ..text.tool_families import ToolFamily
-from ..text.tools import Tool, ToolMode, ToolUse, any_object, read_tools, tool_grammar
+from ..text.tools import ToolMode, ToolUse, read_tools, tool_grammar
 from .structured import Structure, read_structure
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Obligation:
     @property
     def tools(self) -> list[Mapping[str, Any]] | None:
         """For the chat template."""
-        return None if self.use is None else [tool.source for tool in self.use.tools]
+        return None if self.use is None else list(self.use.entries)
 
 
 async def read_obligation(
@@ -127,17 +127,8 @@ async def _grammar(obligation: Obligation, check: GrammarCheck) -> Structure | N
     if use is None or family is None:
         return structure
     # One by one, so that a refusal names the tool.
-    callable_tools = tuple([await _proven(tool, use, check) for tool in use.callable])
-    answer = None if structure is None else structure.spec.text
-    spec = tool_grammar(replace(use, callable=callable_tools), family, answer=answer)
-    return None if spec is None else Structure(await check.check(spec, "tools"), "tools")
-
-
-async def _proven(tool: Tool, use: ToolUse, check: GrammarCheck) -> Tool:
-    try:
+    for tool in use.callable:
         await check.check(GrammarSpec(GrammarKind.JSON_SCHEMA, tool.schema), tool.path)
-    except InvalidParameter:
-        if use.mode is ToolMode.REQUIRED or tool.strict:
-            raise
-        return any_object(tool)
-    return tool
+    answer = None if structure is None else structure.spec.text
+    spec = tool_grammar(use, family, answer=answer)
+    return None if spec is None else Structure(await check.check(spec, "tools"), "tools")

@@ -102,7 +102,7 @@ def sampling_params(
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "ignore_eos"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("include_stop_str_in_output", "skip_special_tokens"),
 )
 
 

@@ -118,7 +118,7 @@ class _Making:
         self._spent.count(delta)
         self._unshown += delta.scores
         last = delta.finish_reason is not None
-        for part in self._reader.read(delta.token_ids, delta.pieces, last=last):
+        for part in self._reader.read(delta.pieces, last=last):
             logprobs: Sequence[ChatTokenLogprob] = ()
             if not isinstance(part, CallStarted | CallEnded):
                 tokens = self._tokens_of(part.text)

@@ -55,6 +55,8 @@ class GenerationRequest(Struct, kw_only=True):
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    # Taken, and of no effect: only tokenizers without a tokenizer.json, which octavo does not read,
+    # put spaces between tokens. transformers and vLLM ignore it for all the others.
     spaces_between_special_tokens: bool | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.engine.params import FinishReason, SamplingParams
 from octavo.engine.step import Delta, TokenLogprobs
 
 from .detokenizer import Detokenizer
+from .markers import NO_TOKEN
 from .stop import StopScanner
 from .tokenizer import Tokenizer
 
@@ -25,6 +27,19 @@ class ScoredToken:
     text: str
     raw: bytes
     logprobs: TokenLogprobs
+
+
+Piece = tuple[int, str]
+"""A token, and text that is given out with it. NO_TOKEN: the text belongs to earlier ones."""
+
+
+class _Unpassed(NamedTuple):
+    """A token that was not given out yet, and the place of its text, in characters."""
+
+    token: int
+    start: int
+    end: int
+    whole: bool  # its text must not be given out in part
 
 
 @dataclass(slots=True)
@@ -45,8 +60,11 @@ class ChoiceText:
         self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._shows_stop_token = params.include_stop_str_in_output or not params.skip_special_tokens
         self._unsearched = params.min_tokens if params.stop else 0  # tokens still to be let through
+        self._special = tokenizer.special_ids
+        self._unpassed: deque[_Unpassed] = deque()
         self._unreleased: deque[_Unreleased] = deque()
-        self._made = 0  # characters, whether released or not
+        self._made = 0  # characters, whether certain or not
+        self._certain = ""  # text, not given out yet
         self._released = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
@@ -55,14 +73,14 @@ class ChoiceText:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def take(self, delta: Delta) -> tuple[tuple[str, ...], tuple[ScoredToken, ...], int]:
+    def take(self, delta: Delta) -> tuple[tuple[Piece, ...], tuple[ScoredToken, ...], int]:
         """The text that is certain now, the tokens it is made of, and how many tokens counted.
 
-        The text is in pieces: what each token that counted released, and at the end what was
-        still held back. Tokens after a stop string do not count. They are only listed where they
-        have log-probabilities.
+        The text is in pieces. A token is given out, once, when all the text in front of it is, so
+        that the pieces are in the order of the text even where a stop string is suspected. Tokens
+        after a stop string do not count. Scored tokens are only listed where they have
+        log-probabilities.
         """
-        pieces: list[str] = []
         used = 0
         stops = delta.finish_reason is FinishReason.STOP and not self._shows_stop_token
         for token in delta.token_ids:
@@ -71,20 +89,47 @@ class ChoiceText:
             text = "" if silent else self._detokenizer.feed(token)
             if delta.logprobs:
                 self._note(token, text, silent, delta.logprobs[used - 1])
-            self._made += len(text)
+            start, self._made = self._made, self._made + len(text)
+            self._unpassed.append(_Unpassed(token, start, self._made, token in self._special))
             if self._unsearched:
                 self._unsearched -= 1
-                pieces.append(text)
+                self._certain += text
             else:
-                pieces.append(self._scanner.feed(text))
+                self._certain += self._scanner.feed(text)
             if self._scanner.matched is not None:
                 break
         if self._scanner.matched is None and delta.last:
-            pieces.append(self._flushed(delta))
+            self._certain += self._flushed(delta)
         if self._scanner.matched is not None:
             self.finish_reason, self.stop_reason = FinishReason.STOP, self._scanner.matched
-        self._released += sum(map(len, pieces))
-        return tuple(pieces), self._tokens(), used
+        return tuple(self._pieces()), self._tokens(), used
+
+    def _pieces(self) -> list[Piece]:
+        """The certain text, each token in its place."""
+        pieces: list[Piece] = []
+        end = self._released + len(self._certain)
+        token, start = NO_TOKEN, self._released
+        while self._unpassed and self._unpassed[0].start <= end:
+            next_one = self._unpassed[0]
+            if next_one.whole and next_one.end > end and not self.finished:
+                end = next_one.start
+                break
+            self._unpassed.popleft()
+            if token != NO_TOKEN or next_one.start > start:
+                pieces.append((token, self._given_out(next_one.start)))
+            token, start = next_one.token, next_one.start
+        if token != NO_TOKEN or end > start:
+            pieces.append((token, self._given_out(end)))
+        if self.finished:  # what is left belongs to a stop string
+            pieces += [(rest.token, "") for rest in self._unpassed if not rest.whole]
+        return pieces
+
+    def _given_out(self, end: int) -> str:
+        """The certain text up to `end`, in characters of all text."""
+        size = end - self._released
+        text, self._certain = self._certain[:size], self._certain[size:]
+        self._released = end
+        return text
 
     def _flushed(self, delta: Delta) -> str:
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_token_id

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from .tokenizer import Tokenizer
 
+NO_TOKEN = -1
+"""In place of a token's id where text comes without a token of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Marker:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .choice import Piece
+from .markers import NO_TOKEN
 from .reasoning import ReasoningSplit, ReasoningTags
 from .tool_families import ToolFamily
 from .tool_parser import ArgumentsPiece, CallEnded, Content, Event, ToolCallParser
@@ -50,22 +52,15 @@ class MessageReader:
     def reasoning_tokens(self) -> int:
         return self._split.reasoning_tokens if self._split is not None else 0
 
-    def read(self, token_ids: Sequence[int], pieces: Sequence[str], *, last: bool) -> list[Part]:
+    def read(self, pieces: Sequence[Piece], *, last: bool) -> list[Part]:
         """The parts that are certain now, neighbours of one kind joined.
 
         Args:
-            pieces: what each token released of the text, and behind these what was held back.
             last: nothing follows.
         """
         parts: list[Part] = []
-        ids, released = list(token_ids), list(pieces)
-        if not ids:
-            ids.append(_NO_TOKEN)
-        rest = "".join(released[len(ids) :])
-        for token_id, piece in zip(ids, released, strict=False):
-            parts += self._feed(token_id, piece)
-        if rest:
-            parts += self._feed(_NO_TOKEN, rest)
+        for token_id, text in pieces:
+            parts += self._feed(token_id, text)
         if last:
             parts += self._finish()
         return _joined(parts)
@@ -87,7 +82,7 @@ class MessageReader:
                 if passage.reasoning:
                     parts.append(Thought(passage.text))
                 else:
-                    parts += self._answer(_NO_TOKEN, passage.text)
+                    parts += self._answer(NO_TOKEN, passage.text)
         if self._parser is not None:
             parts += self._parser.finish()
         return parts
@@ -96,9 +91,6 @@ class MessageReader:
         if self._parser is not None:
             return list(self._parser.feed(token_id, text))
         return [Content(text)] if text else []
-
-
-_NO_TOKEN = -1
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:

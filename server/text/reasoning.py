@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from .markers import Marker
+from .markers import NO_TOKEN, Marker
 from .structural_tag import FREE_TEXT
 from .tokenizer import Tokenizer
 
@@ -103,7 +103,7 @@ class ReasoningSplit:
                 return [*self._say(held + text.removesuffix(marker.text)), *self._pass()]
         self._held += text
         passages = self._read()
-        self.reasoning_tokens += self._where is _Where.THINKING
+        self.reasoning_tokens += self.thinking and token_id != NO_TOKEN
         return passages
 
     def finish(self) -> list[Passage]:

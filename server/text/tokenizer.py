@@ -8,8 +8,7 @@ put together byte by byte (`detokenizer.py`).
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import tokenizers
 from octavo.engine.errors import BrokenCheckpoint
 
 from .alphabet import Alphabet
+from .control_tokens import ControlTokens
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token")
 
@@ -41,7 +41,9 @@ class Tokenizer:
         self._added = self._library.get_added_tokens_decoder()
         special = {i: token for i, token in self._added.items() if token.special}
         self.special_ids: frozenset[int] = frozenset(special)
-        self._control = _ControlTokens({token.content: token for token in special.values()})
+        self._control = ControlTokens({token.content: token for token in special.values()})
+        # A Unigram model makes control tokens of text by itself, if they are among its pieces.
+        self._break_literals = parsed.get("model", {}).get("type") == "Unigram"
         self.special_tokens: Mapping[str, str] = _named_tokens(self.config)
         self._bytes = self._token_table()
 
@@ -81,7 +83,9 @@ class Tokenizer:
         """
         if parse_special or not self._control.occur_in(text):
             return list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
-        return list(self._literal.encode(text, add_special_tokens=add_special_tokens).ids)
+        encoding = tokenizers.Encoding.merge(self._literally(text, continuation=False), True)
+        framed = self._library.post_process(encoding, add_special_tokens=add_special_tokens)
+        return list(framed.ids)
 
     def encode_marked(self, text: str, *, mark: str) -> list[int]:
         """Ids of a rendered prompt in which `mark` breaks up what must not be a control token.
@@ -96,9 +100,19 @@ class Tokenizer:
                 assert found is not None, f"{piece!r} was listed by the tokenizer itself"
                 ids.append(found)
             elif words := piece.replace(mark, ""):
-                encoder = self._literal_continuation if ids else self._literal
-                ids += encoder.encode(words, add_special_tokens=False).ids
+                for encoding in self._literally(words, continuation=bool(ids)):
+                    ids += encoding.ids
         return ids
+
+    def _literally(self, text: str, *, continuation: bool) -> list[tokenizers.Encoding]:
+        """`text` in parts, every control token in it read as the text it is written with."""
+        parts = self._control.halved(text) if self._break_literals else [text]
+        encoders = [self._literal_continuation if continuation else self._literal]
+        encoders += [self._literal_continuation] * (len(parts) - 1)
+        return [
+            encoder.encode(part, add_special_tokens=False)
+            for encoder, part in zip(encoders, parts, strict=True)
+        ]
 
     def marked(self, text: str, *, mark: str) -> str:
         """`text` with a `mark` inside everything that is, begins or ends a control token."""
@@ -109,17 +123,13 @@ class Tokenizer:
         ids: Iterable[int],
         *,
         skip_special_tokens: bool = True,
-        spaces_between_special_tokens: bool = True,
         continuation: bool = False,
     ) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
 
         `continuation`: the ids follow other text, so that a leading space which sentencepiece
-        tokenizers only use to mark a text's beginning is kept. `spaces_between_special_tokens`
-        is taken for the sake of callers and, as in every tokenizer.json, changes nothing: no
-        space is ever put between tokens.
+        tokenizers only use to mark a text's beginning is kept.
         """
-        del spaces_between_special_tokens
         skipped = self.special_ids if skip_special_tokens else frozenset()
         joined = b"".join(self.token_bytes(i) for i in ids if i not in skipped)
         if self._alphabet.leading_space and not continuation:
@@ -162,63 +172,6 @@ class Tokenizer:
         library = _load(json.dumps(parsed))
         library.encode_special_tokens = True
         return library
-
-
-class _ControlTokens:
-    """Finding a vocabulary's special tokens in a text, in time that does not grow with their
-    number."""
-
-    def __init__(self, tokens: Mapping[str, tokenizers.AddedToken]) -> None:
-        self._tokens = tokens
-        self._any = re.compile(_any_of(tokens) if tokens else "(?!)")
-        # What a text may end or begin with that becomes a token when put beside another text.
-        self._beginnings = {name[:k] for name in tokens for k in range(1, len(name))}
-        self._endings = {name[k:] for name in tokens for k in range(1, len(name))}
-        self._longest = max(map(len, tokens), default=0)
-
-    def occur_in(self, text: str) -> bool:
-        return self._any.search(text) is not None
-
-    def break_up(self, text: str, mark: str) -> str:
-        sizes = range(1, self._longest)
-        open_start = any(text[:size] in self._endings for size in sizes)
-        open_end = any(text[-size:] in self._beginnings for size in sizes)
-        broken = self._any.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
-        return (mark if open_start else "") + broken + (mark if open_end else "")
-
-    def split(self, text: str) -> Iterator[tuple[str, bool]]:
-        """(piece, whether it is a control token), in order, without empty pieces."""
-        end = 0
-        for found in self._any.finditer(text):
-            token = self._tokens[found[0]]
-            before = text[end : found.start()]
-            if token.lstrip:  # it swallows the white space beside it
-                before = before.rstrip()
-            if before:
-                yield before, False
-            yield found[0], True
-            end = found.end()
-            if token.rstrip and (space := _WHITE_SPACE.match(text, end)):
-                end = space.end()
-        if end < len(text):
-            yield text[end:], False
-
-
-_WHITE_SPACE = re.compile(r"\s*")
-
-
-def _any_of(names: Iterable[str]) -> str:
-    """A pattern for the longest of `names` that matches: their trie, written as a pattern."""
-    followers: dict[str, list[str]] = {}
-    for name in names:
-        followers.setdefault(name[:1], []).append(name[1:])
-    ends_here = followers.pop("", None) is not None
-    branches = [re.escape(first) + _any_of(rest) for first, rest in sorted(followers.items())]
-    if not branches:
-        return ""
-    if len(branches) == 1 and not ends_here:
-        return branches[0]
-    return f"(?:{'|'.join(branches)}){'?' if ends_here else ''}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -29,7 +29,6 @@ _NO_ARGUMENTS: Mapping[str, Any] = {
     "properties": {},
     "additionalProperties": False,
 }
-_ANY_OBJECT = '{"type":"object"}'
 # Keywords that can widen or shape an object beyond its `properties`.
 _SHAPING = frozenset("$ref anyOf allOf oneOf enum const patternProperties minProperties".split())
 
@@ -49,19 +48,13 @@ class Tool:
     name: str
     schema: str  # of its arguments, as JSON text that the grammar compiler takes
     path: str  # where its parameters stand in the request
-    source: Mapping[str, Any]  # the entry as the client wrote it, for the chat template
-
-    @property
-    def strict(self) -> bool:
-        """Whether the client insists on its schema also where nothing obliges to call."""
-        return bool(self.source["function"].get("strict"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
     """The tools of a request and what may be done with them."""
 
-    tools: tuple[Tool, ...]  # all, for the chat template
+    entries: tuple[Mapping[str, Any], ...]  # all, as the client wrote them, for the chat template
     mode: ToolMode
     callable: tuple[Tool, ...]  # those that may be called
     parallel: bool = True
@@ -75,7 +68,8 @@ def read_tools(body: Mapping[str, Any]) -> ToolUse | None:
     """From the decoded JSON of a request; None where it has no tools.
 
     Raises:
-        InvalidParameter: `tools`, `tool_choice` or `parallel_tool_calls` is wrong; names the place.
+        InvalidParameter: `tools`, `tool_choice` or `parallel_tool_calls` is wrong, or the
+            arguments of a function that may be called cannot be enforced; names the place.
     """
     entries, choice = body.get("tools"), body.get("tool_choice")
     parallel = body.get("parallel_tool_calls")
@@ -88,18 +82,18 @@ def read_tools(body: Mapping[str, Any]) -> ToolUse | None:
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_TOOLS:
         raise _wrong("tools", f"must be a list of 1 to {MAX_TOOLS} tools")
     functions = [_function(entry, step("tools", i)) for i, entry in enumerate(entries)]
-    mode, chosen = _choice(choice, [function["name"] for function in functions])
-    lenient = mode is not ToolMode.REQUIRED
-    tools = tuple(
-        _tool(entry, function, step("tools", i), lenient=lenient)
-        for i, (entry, function) in enumerate(zip(entries, functions, strict=True))
-    )
-    if len({tool.name for tool in tools}) < len(tools):
+    names = [function["name"] for function in functions]
+    if len(set(names)) < len(names):
         raise _wrong("tools", "must have different names")
+    mode, chosen = _choice(choice, names)
     return ToolUse(
-        tools=tools,
+        entries=tuple(entries),
         mode=mode,
-        callable=tuple(tool for tool in tools if chosen is None or tool.name in chosen),
+        callable=tuple(
+            _tool(function, step("tools", i))
+            for i, function in enumerate(functions)
+            if function["name"] in chosen
+        ),
         parallel=parallel is not False,
     )
 
@@ -117,38 +111,23 @@ def _function(entry: object, path: str) -> Mapping[str, Any]:
         value = function.get(key)
         if value is not None and not isinstance(value, kind):
             raise _wrong(step(here, key), f"must be of type {_JSON_NAMES[kind]}")
+    if (function.get("parameters") or {}).get("type", "object") != "object":
+        raise _wrong(f"{here}.parameters.type", 'must be "object"')
     return function
 
 
 _JSON_NAMES: Mapping[type, str] = {str: "string", bool: "boolean", dict: "object"}
 
 
-def _tool(
-    entry: Mapping[str, Any], function: Mapping[str, Any], path: str, *, lenient: bool
-) -> Tool:
-    """`lenient`: where nothing obliges the model to call and the client did not ask for strict
-    arguments, a schema that cannot be enforced is narrowed to any object."""
+def _tool(function: Mapping[str, Any], path: str) -> Tool:
     here = f"{path}.function.parameters"
-    schema = _arguments(function.get("parameters") or {}, here)
-    try:
-        text = enforceable(schema, here)
-    except InvalidParameter:
-        if not lenient or function.get("strict"):
-            raise
-        text = _ANY_OBJECT
-    return Tool(name=function["name"], schema=text, path=here, source=entry)
+    schema = enforceable(_arguments(function.get("parameters") or {}), here)
+    return Tool(name=function["name"], schema=schema, path=here)
 
 
-def any_object(tool: Tool) -> Tool:
-    """The same tool with arguments of any form."""
-    return replace(tool, schema=_ANY_OBJECT)
-
-
-def _arguments(parameters: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+def _arguments(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema of an object of arguments: without parameters it is empty, and where the client
     did not say more than `properties` there are no others."""
-    if parameters.get("type", "object") != "object":
-        raise _wrong(step(path, "type"), 'must be "object"')
     if parameters.get("properties") is None and not _shaped(parameters):
         return _NO_ARGUMENTS
     if _shaped(parameters):
@@ -160,14 +139,16 @@ def _shaped(parameters: Mapping[str, Any]) -> bool:
     return "additionalProperties" in parameters or not _SHAPING.isdisjoint(parameters)
 
 
-def _choice(choice: object, names: Sequence[str]) -> tuple[ToolMode, frozenset[str] | None]:
-    """The mode, and the names that may be called (None: all)."""
+def _choice(choice: object, names: Sequence[str]) -> tuple[ToolMode, frozenset[str]]:
+    """The mode, and the names that may be called."""
+    everything = frozenset(names)
     if choice is None:
-        return ToolMode.AUTO, None
+        return ToolMode.AUTO, everything
     if isinstance(choice, str):
         if choice not in ("none", "auto", "required"):
             raise _wrong("tool_choice", 'must be "none", "auto", "required" or name a function')
-        return ToolMode(choice), None
+        mode = ToolMode(choice)
+        return mode, frozenset() if mode is ToolMode.NONE else everything
     kind = choice.get("type") if isinstance(choice, dict) else None
     if isinstance(choice, dict) and kind == "function":
         path = "tool_choice.function.name"
@@ -177,7 +158,7 @@ def _choice(choice: object, names: Sequence[str]) -> tuple[ToolMode, frozenset[s
     raise _wrong("tool_choice", 'must be a word or an object of type "function" or "allowed_tools"')
 
 
-def _allowed_tools(allowed: object, names: Sequence[str]) -> tuple[ToolMode, frozenset[str] | None]:
+def _allowed_tools(allowed: object, names: Sequence[str]) -> tuple[ToolMode, frozenset[str]]:
     path = "tool_choice.allowed_tools"
     mode = allowed.get("mode", "auto") if isinstance(allowed, dict) else None
     if mode not in ("auto", "required"):

@@ -65,6 +65,26 @@ async def test_s6b_each_choice_has_its_own() -> None:
     assert joined == ["abc", "d"]
 
 
+@pytest.mark.parametrize("stop", [None, "\ufffd?"])
+async def test_s6b_what_an_unfinished_last_character_becomes_belongs_to_its_tokens(
+    stop: str | None,
+) -> None:
+    cut = encoded("a🦊")[:-1]
+    assert len(cut) > 2
+    server = serve(lambda request: told(cut, logprobs=score))
+    body = {"logprobs": 1, "stop": stop}
+    (plain,) = (await server.complete(**body))["choices"]
+    assert plain["text"] == "a\ufffd"
+    assert plain["logprobs"]["tokens"] == ["a", *[""] * (len(cut) - 2), "\ufffd"]
+    assert plain["logprobs"]["text_offset"] == [0, *[1] * (len(cut) - 1)]
+    events = await server.events(COMPLETIONS, **body)
+    chunks = [chunk["choices"][0] for chunk in events]
+    for name, values in plain["logprobs"].items():
+        assert [v for chunk in chunks if chunk["logprobs"] for v in chunk["logprobs"][name]] == (
+            values
+        )
+
+
 async def test_s6b_in_streams_each_entry_comes_with_its_text() -> None:
     server = serve(saying(SAID))
     events = await server.events(COMPLETIONS, max_tokens=200, logprobs=1)

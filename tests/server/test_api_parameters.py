@@ -49,7 +49,6 @@ TAKEN = [
     ("ignore_eos", [False, True], "ignore_eos"),
     ("include_stop_str_in_output", [False, True], "include_stop_str_in_output"),
     ("skip_special_tokens", [True, False], "skip_special_tokens"),
-    ("spaces_between_special_tokens", [True, False], "spaces_between_special_tokens"),
     ("prompt_logprobs", [0, 20], "prompt_logprobs"),
     ("best_of", [1, 20], "n"),
 ]
@@ -64,6 +63,22 @@ async def test_s2_the_last_value_within_each_limit_is_taken(
     for value in values:
         request = await asked(server, path, **{field: value})
         assert getattr(request.sampling, name) == value
+
+
+@BOTH
+async def test_s2_spaces_between_special_tokens_is_taken_and_puts_none(path: str) -> None:
+    """As in transformers: test_tokenizer.py."""
+    ids = [*encoded("a"), 2, 3, *encoded(" b")]
+    server = serve(lambda request: told(ids))
+    answers = []
+    for spaces in (None, True, False):
+        fields = {"skip_special_tokens": False, "spaces_between_special_tokens": spaces}
+        response = await server.post(path, {**start(path), **fields})
+        (choice,) = response.json()["choices"]
+        answers.append(choice["text"] if "text" in choice else choice["message"]["content"])
+    assert answers == ["a<|im_start|><|im_end|> b"] * 3
+    wrong = {**start(path), "spaces_between_special_tokens": "yes"}
+    assert (await server.refusal(path, wrong))["param"] == "spaces_between_special_tokens"
 
 
 @BOTH

@@ -5,12 +5,15 @@ That a real engine keeps to it is shown in `tests/e2e/test_structured.py`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.engine.bundled import TARGET
 from octavo.engine.errors import SequenceFailed
@@ -18,6 +21,7 @@ from octavo.engine.params import FinishReason, GrammarKind, GrammarSpec
 from octavo.engine.sampling.grammar import GrammarCompiler
 from octavo.server.text.tokenizer import Tokenizer
 
+from ..fakes.engine import told
 from .serving import TEMPLATE, Served, model, saying, serve
 
 PATH = "/v1/chat/completions"
@@ -127,22 +131,27 @@ async def test_s3b_a_wrong_tool_choice_is_400() -> None:
     await server.chat(tools=None, tool_choice=None, parallel_tool_calls=None)
 
 
-async def test_s3b_what_cannot_be_enforced_is_400_where_a_call_is_forced(checking: Served) -> None:
-    parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)"}}}
-    place = "tools[1].function.parameters.properties.a.pattern"
-    body = {
-        "messages": [{"role": "user", "content": "hi"}],
-        "tools": [WEATHER, *tool(name="f", parameters=parameters)],
-    }
-    error = await checking.refusal(PATH, {**body, "tool_choice": "required", "stream": True})
-    assert error["param"] == place
-    assert place in error["message"]
-    strict = [*tool(name="f", parameters=parameters, strict=True)]
-    assert (await checking.refusal(PATH, {**body, "tools": strict}))["param"].endswith("pattern")
-    # Where nothing obliges the model to call, the schema is widened.
-    await checking.chat(tools=body["tools"])
-    grammar = checking.engine.requests[-1].sampling.grammar
-    assert grammar is not None and "(?=x)" not in grammar.text
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"type": "string", "pattern": "(?=x)"}, "a.pattern"),  # only the compiler finds it
+        ({"type": "array", "uniqueItems": True}, "a.uniqueItems"),
+        ({"type": "string", "format": "iri"}, "a.format"),
+        ({"not": {"type": "null"}}, "a.not"),
+    ],
+)
+async def test_s3c_arguments_that_cannot_be_enforced_are_400_whether_or_not_a_call_is_forced(
+    checking: Served, schema: Any, place: str
+) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+    for choice, strict in itertools.product((None, "auto", "required"), (None, False, True)):
+        body["tools"] = [WEATHER, *tool(name="f", parameters=parameters, strict=strict)]
+        error = await checking.refusal(PATH, {**body, "tool_choice": choice})
+        assert error["param"] == f"tools[1].function.parameters.properties.{place}"
+        assert error["param"] in error["message"]
+    assert not checking.engine.requests
+    await checking.chat(tools=body["tools"], tool_choice="none")
 
 
 async def test_s3b_with_a_form_an_answer_is_a_call_or_of_that_form(checking: Served) -> None:
@@ -369,6 +378,60 @@ async def test_each_tool_is_checked_by_itself_before_all_together() -> None:
         "tools[1].function.parameters",
         "tools",
     ]
+
+
+# The bundled model's markers: control tokens, so that they are no part of the text.
+BUNDLED = Tokenizer.from_folder(TARGET)
+HIDDEN = TEMPLATE + "{# <|tool_call|> #}"
+PIECES = ["ab", "c", " ", "\n", '<|tool_call|>{"name": "now", "arguments": {}}<|/tool_call|>']
+
+
+@given(
+    said=st.lists(st.sampled_from(PIECES), max_size=5).map("".join),
+    stops=st.lists(st.sampled_from(["abZ", "cZ", " Z", '{"nZ', "}Z", "ab\nZ"]), max_size=3),
+    shown=st.booleans(),
+    at_once=st.sampled_from([1, 2, 3, 1000]),
+)
+@settings(max_examples=100, deadline=None)
+async def test_s7_a_stop_string_that_is_only_suspected_moves_no_text_past_a_hidden_marker(
+    said: str, stops: list[str], shown: bool, at_once: int
+) -> None:
+    ids = BUNDLED.encode(said, add_special_tokens=False, parse_special=True)
+
+    def serving() -> Served:
+        return serve(
+            lambda request: told(ids, at_once=at_once),
+            served=model(BUNDLED, template=HIDDEN),
+            grammar_check=Trusting,  # type: ignore[arg-type]
+        )
+
+    body = {"tools": [TIME], "skip_special_tokens": not shown}
+    plain = message(await serving().chat(**body))
+    stopped = message(await serving().chat(**body, stop=stops))
+    assert stopped == plain
+    assert streamed(await serving().events(PATH, **body, stop=stops)) == plain
+
+
+def message(answer: Any) -> tuple[str, list[tuple[str, str]]]:
+    said = answer["choices"][0]["message"]
+    calls = [call["function"] for call in said.get("tool_calls", [])]
+    return said["content"] or "", [(call["name"], call["arguments"]) for call in calls]
+
+
+def streamed(events: Any) -> tuple[str, list[tuple[str, str]]]:
+    content = ""
+    calls: dict[int, tuple[str, str]] = {}
+    for event in events:
+        delta = event["choices"][0]["delta"]
+        content += delta.get("content") or ""
+        for call in delta.get("tool_calls", []):
+            name, arguments = calls.get(call["index"], ("", ""))
+            function = call["function"]
+            calls[call["index"]] = (
+                name + function.get("name", ""),
+                arguments + function["arguments"],
+            )
+    return content, list(calls.values())
 
 
 class TestReasoning:

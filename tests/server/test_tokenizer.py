@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from octavo.engine.bundled import TARGET
 from octavo.engine.errors import BrokenCheckpoint
 from octavo.server.text.tokenizer import Tokenizer
 
-from .vocabularies import FAMILIES, SPECIAL, byte_level, sentencepiece, sentencepiece_first
+from .vocabularies import FAMILIES, SPECIAL, byte_level, sentencepiece, sentencepiece_first, unigram
 
 Family = Callable[[], Tokenizer]
 # U+2581 is what sentencepiece writes for a space: it does not come back.
@@ -27,8 +28,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def survives(family: Family, text: str) -> str:
-    """Mistral's tokenizer does not tell a first space from the one it puts in front itself."""
-    return text.removeprefix(" ") if family is sentencepiece_first else text
+    """Metaspace does not tell a first space from the one it puts in front itself."""
+    return text.removeprefix(" ") if family in (sentencepiece_first, unigram) else text
 
 
 @every_family
@@ -45,6 +46,31 @@ def test_decoding_is_what_the_library_makes_of_it(family: Family, text: str) -> 
     library = tokenizers.Tokenizer.from_str(tokenizer._description)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == library.decode(ids)
+
+
+@every_family
+@given(
+    pieces=st.lists(st.sampled_from([*SPECIAL, "<ordinary>"]) | TEXTS, max_size=5),
+    skip=st.booleans(),
+)
+def test_as_in_transformers_no_space_is_put_between_special_tokens_whatever_is_asked_for(
+    family: Family, pieces: list[str], skip: bool
+) -> None:
+    library = tokenizers.Tokenizer.from_str(family()._description)
+    library.add_tokens([tokenizers.AddedToken("<ordinary>", normalized=False)])
+    tokenizer = Tokenizer(library.to_str())
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=library)
+    ids = library.encode("".join(pieces), add_special_tokens=False).ids
+    texts = {
+        reference.decode(
+            ids,
+            skip_special_tokens=skip,
+            spaces_between_special_tokens=spaces,
+            clean_up_tokenization_spaces=False,
+        )
+        for spaces in (False, True)
+    }
+    assert texts == {tokenizer.decode(ids, skip_special_tokens=skip)}
 
 
 @given(text=TEXTS)

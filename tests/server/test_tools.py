@@ -98,14 +98,14 @@ def test_tools_are_read() -> None:
     assert read.mode is ToolMode.AUTO
     assert not read.parallel
     assert read.names == {"weather", "now"}
-    assert [dict(tool.source) for tool in read.tools] == TOOLS
-    assert json.loads(read.tools[1].schema)["additionalProperties"] is False
+    assert list(read.entries) == TOOLS
+    assert json.loads(read.callable[1].schema)["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
     ("choice", "mode", "names"),
     [
-        ("none", ToolMode.NONE, {"weather", "now"}),
+        ("none", ToolMode.NONE, set()),
         ("auto", ToolMode.AUTO, {"weather", "now"}),
         ("required", ToolMode.REQUIRED, {"weather", "now"}),
         (function("now"), ToolMode.REQUIRED, {"now"}),
@@ -157,11 +157,11 @@ LOOKING = {"type": "object", "properties": {"a": {"pattern": "x", "not": {}}}}
         ),
         (
             "tools[0].function.parameters.properties.a.not",
-            {"tools": [function(parameters=LOOKING)], "tool_choice": "required"},
+            {"tools": [function(parameters=LOOKING)]},
         ),
         (
-            "tools[0].function.parameters.properties.a.not",
-            {"tools": [function(parameters=LOOKING, strict=True)]},
+            "tools[1].function.parameters.properties.a.not",
+            {"tools": [function("a"), function(parameters=LOOKING, strict=False)]},
         ),
         ("tool_choice", {"tool_choice": "auto"}),
         ("tool_choice", {"tools": TOOLS, "tool_choice": "any"}),
@@ -190,10 +190,13 @@ def test_what_is_wrong_is_refused_with_its_path(path: str, body: dict[str, Any])
     assert refused.value.param == path
 
 
-def test_where_nothing_is_strict_unenforceable_arguments_are_any_object() -> None:
-    read = read_tools({"tools": [function(parameters=LOOKING)]})
+@pytest.mark.parametrize("choice", ["none", function("now")])
+def test_what_cannot_be_called_need_not_be_enforced(choice: Any) -> None:
+    tools = [function(parameters=LOOKING), function("now")]
+    read = read_tools({"tools": tools, "tool_choice": choice})
     assert read is not None
-    assert json.loads(read.tools[0].schema) == {"type": "object"}
+    assert list(read.entries) == tools
+    assert "weather" not in read.names
 
 
 # The grammar

@@ -52,7 +52,22 @@ def sentencepiece_first() -> Tokenizer:
     return _finished(library)
 
 
-FAMILIES = [byte_level, sentencepiece, sentencepiece_first]
+@cache
+def unigram() -> Tokenizer:
+    """As T5 and XLM-R, with bytes for what has no piece: scored pieces and a Metaspace decoder."""
+    pieces = [("<unk>", 0.0), *((token, 0.0) for token in SPECIAL)]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    pieces += [(c, -6.0) for c in ("▁", *"abcdefghijklmnopqrstuvwxyz", "é")]
+    pieces += [(word, -2.0) for word in ("▁t", "▁th", "in", "▁▁", "er", "an")]
+    library = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    library.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")]
+    )
+    return _finished(library)
+
+
+FAMILIES = [byte_level, sentencepiece, sentencepiece_first, unigram]
 
 
 def _sentencepiece_model() -> models.BPE:
