@@ -28,6 +28,7 @@ from octavo.engine.params import (
     Request,
     SamplingParams,
 )
+from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.runner import Runner
 from octavo.server.text.tokenizer import Tokenizer
 
@@ -166,7 +167,7 @@ def test_a_step_that_is_run_again_gives_the_same(monkeypatch: pytest.MonkeyPatch
 
     def twice(runner: Runner, plan: object) -> object:
         with monkeypatch.context() as broken:
-            broken.setattr(Runner, "_keep", _explode)
+            broken.setattr(Computer, "_keep", _explode)
             with pytest.raises(RuntimeError, match="at the worst moment"):
                 once(runner, plan)  # type: ignore[arg-type]
         return once(runner, plan)  # type: ignore[arg-type]

@@ -116,6 +116,10 @@ async def test_s3_max_completion_tokens_wins_over_max_tokens() -> None:
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             "messages[0].content[0]",
         ),
+        (
+            [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]}],
+            "messages[0].content[0]",
+        ),
         ([{"role": "tool", "content": "5"}], "messages[0].tool_call_id"),
         ([USER, 7], "messages[1]"),
     ],

@@ -147,6 +147,36 @@ async def test_s9_a_client_that_leaves_frees_its_blocks() -> None:
         await idle(engine)
 
 
+async def test_s2_the_prefix_cache_is_separate_for_each_salt() -> None:
+    async def cached(client: httpx.AsyncClient, salt: str | None) -> int:
+        prompt = [20 + i % 200 for i in range(100)]
+        answer = await answer_of(client, prompt=prompt, max_tokens=1, cache_salt=salt)
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    async with running() as (client, engine):
+        for salt in (None, "a", "b"):
+            assert await cached(client, salt) == 0
+        for salt in (None, "a", "b"):
+            assert await cached(client, salt) == 96
+        await idle(engine)
+
+
+async def test_s9_a_short_request_overtakes_a_long_one() -> None:
+    said = tuple(encoded("x" * 400))
+    async with running(seconds_per_step=0.002, script=lambda prompt: said) as (client, engine):
+        long = asyncio.create_task(answer_of(client, max_tokens=400))
+        async with asyncio.timeout(20):
+            while not engine.stats.running:
+                await asyncio.sleep(0.001)
+        short = await answer_of(client, max_tokens=2)
+        assert short["usage"]["completion_tokens"] == 2
+        for path in ("/health", "/v1/models", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        assert not long.done()
+        assert (await long)["usage"]["completion_tokens"] == 400
+        await idle(engine)
+
+
 async def test_s9_one_failing_request_fails_alone() -> None:
     (poison,) = encoded("q")
     said = tuple(encoded("x" * 60))
