@@ -8,12 +8,10 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from fastapi import FastAPI
 from msgspec import Struct
 from starlette.exceptions import HTTPException
@@ -26,7 +24,7 @@ from octavo.version import __version__
 
 from .admin import Admin
 from .generation import Generation
-from .listener import url_of
+from .listener import connection_limit, url_of
 from .middleware import KeyGuard, Reception
 from .models import ModelPool, ServedModel
 from .observe.metrics import Metrics
@@ -41,6 +39,7 @@ from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
 from .openai.responses import Responses
 from .openai.responses_schema import ModelResponse, ResponsesRequest
+from .protocol import http_server
 from .settings import Settings
 from .terminal import StartupProgress, banner
 from .text.grammar_check import GrammarCheck
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from octavo.engine.step import StepStats
 
 log = logging.getLogger(__name__)
-_KEEP_ALIVE_SECONDS = 75
-_LAST_BYTES_SECONDS = 5  # for answers that are complete but not yet sent
 
 
 def create_app(
@@ -162,18 +159,8 @@ class _Daemon:
         self._generation: Generation = app.state.generation
         self._checks: tuple[GrammarCheck, ...] = app.state.checks
         self._folder = model.folder
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
-            )
+        self._server = http_server(
+            app, settings, connections=connection_limit(settings.max_connections)
         )
 
     async def run(self) -> None:
@@ -198,7 +185,7 @@ class _Daemon:
             await asyncio.gather(*waiting, return_exceptions=True)
             # Streams that outlived the drain end with an error event, not in mid-air.
             await self._engine.stop()
-            self._server.should_exit = True
+            self._server.end()
             await http
             for check in self._checks:
                 await check.close()
@@ -220,14 +207,6 @@ class _Daemon:
                 await self._generation.idle()
         except TimeoutError:
             log.warning("%d requests did not finish in time", self._generation.live)
-
-
-class _Server(uvicorn.Server):
-    """Signals are the daemon's."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _signalled() -> asyncio.Event:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
+from pathlib import Path
 
 from octavo.engine.errors import ConfigError
 
 _BACKLOG = 2048
+_FILES_OF_OURS = 64  # beside what is open at the start: pipes of helpers, files being read, sockets
+_FEWEST_CONNECTIONS = 8
+_MOST_CONNECTIONS = 1 << 16  # unless the operator asks for more: each takes some memory
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,6 +39,30 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(_sentence(host, port, error)) from None
     listener.setblocking(False)
     return listener
+
+
+def connection_limit(wanted: int | None) -> int:
+    """How many connections may be open at the same time; raises the soft limit of open files.
+
+    Args:
+        wanted: by the operator; None: as many as open files allow.
+
+    Raises:
+        ConfigError: so many are not possible, or next to none are.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = _MOST_CONNECTIONS * 2
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    possible = most - len(list(Path("/dev/fd").iterdir())) - _FILES_OF_OURS
+    if possible < max(_FEWEST_CONNECTIONS, wanted or 0):
+        raise ConfigError(
+            f"{most} open files are allowed to this process, which leaves {max(possible, 0)} for "
+            f"connections; raise the limit (ulimit -n, LimitNOFILE=)"
+            + (f", or --max-connections {wanted} must be lower." if wanted else ".")
+        )
+    return wanted or min(possible, _MOST_CONNECTIONS)
 
 
 def url_of(listener: socket.socket) -> str:

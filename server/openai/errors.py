@@ -7,12 +7,17 @@
     ├── UnknownModel            404     invalid_request_error  model_not_found
     ├── UnknownPath             404     invalid_request_error  not_found
     ├── WrongMethod             405     invalid_request_error  method_not_allowed
+    ├── MalformedRequest        400     invalid_request_error  malformed_request
     ├── BodyTimeout             408     invalid_request_error  request_timeout
+    ├── HeadTimeout             408     invalid_request_error  request_timeout
     ├── BodyTooLarge            413     invalid_request_error  body_too_large
-    └── WrongMediaType          415     invalid_request_error  unsupported_media_type
+    ├── TargetTooLong           414     invalid_request_error  target_too_long
+    ├── WrongMediaType          415     invalid_request_error  unsupported_media_type
+    └── HeadTooLarge            431     invalid_request_error  headers_too_large
     EngineError                 500     server_error           internal_error
     ├── EngineDead              503     unavailable            engine_unavailable
     ├── Draining                503     unavailable            shutting_down
+    ├── TooManyConnections      503     unavailable            too_many_connections
     └── Overloaded              429     rate_limit_error       rate_limit_exceeded
     anything else               500     server_error           internal_error
 
@@ -72,6 +77,26 @@ class BodyTooLarge(RequestError):
     """The body is longer than the operator allows."""
 
 
+class MalformedRequest(RequestError):
+    """It is not HTTP/1.1, or may be read in more than one way."""
+
+
+class HeadTimeout(RequestError):
+    """The request's headers did not arrive in time."""
+
+
+class TargetTooLong(RequestError):
+    """The path and query are longer than any that is served."""
+
+
+class HeadTooLarge(RequestError):
+    """The headers are longer, or more, than the operator allows."""
+
+
+class TooManyConnections(EngineError):
+    """As many connections are open as there may be."""
+
+
 class WrongMediaType(RequestError):
     """The body says that it is not JSON."""
 
@@ -103,12 +128,17 @@ TABLE: Mapping[type[OctavoError], Row] = MappingProxyType(
         UnknownModel: Row(404, _INVALID, "model_not_found"),
         UnknownPath: Row(404, _INVALID, "not_found"),
         WrongMethod: Row(405, _INVALID, "method_not_allowed"),
+        MalformedRequest: Row(400, _INVALID, "malformed_request", _CLOSE),
         BodyTimeout: Row(408, _INVALID, "request_timeout", _CLOSE),
+        HeadTimeout: Row(408, _INVALID, "request_timeout", _CLOSE),
         BodyTooLarge: Row(413, _INVALID, "body_too_large", _CLOSE),
+        TargetTooLong: Row(414, _INVALID, "target_too_long", _CLOSE),
         WrongMediaType: Row(415, _INVALID, "unsupported_media_type"),
+        HeadTooLarge: Row(431, _INVALID, "headers_too_large", _CLOSE),
         EngineError: _BUG,
         EngineDead: Row(503, "unavailable", "engine_unavailable", _LATER),
         Draining: Row(503, "unavailable", "shutting_down", _LATER),
+        TooManyConnections: Row(503, "unavailable", "too_many_connections", _SOON),
         Overloaded: Row(429, "rate_limit_error", "rate_limit_exceeded", _SOON),
     }
 )

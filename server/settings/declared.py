@@ -266,6 +266,32 @@ class Settings:
         "Server",
         "Time in which a request body must have arrived, or else 408.",
     )
+    header_timeout: float = _setting(
+        kinds.seconds(0.1),
+        10.0,
+        "Server",
+        "Time in which the headers of a request must have arrived, or else 408.",
+    )
+    keep_alive_timeout: float = _setting(
+        kinds.seconds(0.1),
+        75.0,
+        "Server",
+        "Silence between two requests after which a connection is closed.",
+        aliases=("timeout-keep-alive",),
+    )
+    max_header_size: int = _setting(
+        kinds.byte_size(2**10),
+        32 * 2**10,
+        "Server",
+        "Longest headers of a request, all together; longer ones are answered with 431.",
+    )
+    max_connections: int | None = _setting(
+        kinds.optional(kinds.integer(1), "auto"),
+        None,
+        "Server",
+        "Connections at the same time; more are answered with 503. `auto`: as many as the limit "
+        "of open files allows.",
+    )
     ping_interval: float = _setting(
         kinds.seconds(0.1),
         10.0,

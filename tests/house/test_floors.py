@@ -26,7 +26,7 @@ COMPUTE = (
     ("parallel", "device"),
 )
 SERVER_TOP = ("app", "cli", "offline", "terminal", "chat_client", "listener")
-SERVER_HTTP = ("openai", "admin", "middleware")
+SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
 SERVER_TEXT = ("generation", "models", "text", "observe", "settings")
 
 MODULES = modules()

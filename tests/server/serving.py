@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from octavo.engine.bundled import TARGET
@@ -22,6 +21,7 @@ from octavo.engine.step import Delta, TokenLogprobs
 from octavo.server.app import create_app
 from octavo.server.models import ModelPool, ServedModel
 from octavo.server.observe.metrics import Metrics
+from octavo.server.protocol import http_server
 from octavo.server.settings import Settings
 from octavo.server.text.grammar_check import GrammarCheck
 from octavo.server.text.template import ChatTemplate
@@ -109,6 +109,7 @@ class Served:
     engine: ScriptedEngine
     metrics: Metrics
     http: httpx.AsyncClient
+    settings: Settings
 
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return await self.http.post(path, json=body, **options)
@@ -189,30 +190,27 @@ def serve(
     engine = engine or ScriptedEngine(script or saying("there was a fox."))
     served = served or model()
     metrics = Metrics(model_name="tiny", longest_context=512)
+    chosen = Settings(**settings)
     app = create_app(
         engine,  # type: ignore[arg-type]
         ModelPool((served,)),
-        Settings(**settings),
+        chosen,
         metrics=metrics,
         grammar_check=grammar_check,
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url="http://octavo")
-    return Served(app, engine, metrics, client)
+    return Served(app, engine, metrics, client, chosen)
 
 
 @contextlib.asynccontextmanager
-async def listening(served: Served) -> AsyncIterator[str]:
+async def listening(served: Served, *, connections: int = 100) -> AsyncIterator[str]:
     """On a real port, in this event loop. Gives its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        served.app, http="httptools", lifespan="off", log_config=None, access_log=False
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    server = http_server(served.app, served.settings, connections=connections)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = server.force_exit = True
+        server.end(force=True)
         await task

@@ -1,0 +1,355 @@
+"""`Protocol`: HTTP/1.1 from strangers, with an end to everything they may begin.
+
+uvicorn parses and answers; what is added here is what it lacks alone. A head that does not come in
+time, or is too large, or could be read by a proxy before us in another way than by us, is refused,
+and the connection closed (RFC 9112, sections 3.2, 6 and 11.2). Refusals have the form of all other
+errors. They are written only where no other answer is under way on the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from octavo.engine.errors import OctavoError
+
+from .openai.errors import (
+    HeadTimeout,
+    HeadTooLarge,
+    MalformedRequest,
+    TargetTooLong,
+    TooManyConnections,
+    error_body,
+    row_of,
+)
+
+if TYPE_CHECKING:
+    from asyncio.events import TimerHandle
+
+    from starlette.types import ASGIApp
+    from uvicorn.server import ServerState
+
+    from .settings import Settings
+
+log = logging.getLogger(__name__)
+MAX_HEADERS = 128
+MAX_TARGET_BYTES = 8 << 10
+_MAX_PIPELINED = 32  # requests that wait for the answer to one before them
+_BODY_GRACE_SECONDS = 5.0  # after the time that the application itself gives a body
+_LINGER_SECONDS = 1.0
+_TICK_SECONDS = 1.0
+_LAST_BYTES_SECONDS = 5  # for answers that are complete but not yet sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times in seconds, sizes in bytes."""
+
+    header_seconds: float  # from a request's first byte, or a connection's beginning, to its head
+    body_seconds: float  # from there to the end of its body
+    keep_alive_seconds: float  # of silence between two requests
+    header_bytes: int
+    connections: int
+
+
+def http_server(app: ASGIApp, settings: Settings, *, connections: int) -> Server:
+    """A server for `app` with the limits that `settings` name, and so many connections."""
+    limits = Limits(
+        header_seconds=settings.header_timeout,
+        body_seconds=settings.body_timeout + _BODY_GRACE_SECONDS,
+        keep_alive_seconds=settings.keep_alive_timeout,
+        header_bytes=settings.max_header_size,
+        connections=connections,
+    )
+    return Server(
+        uvicorn.Config(
+            app,
+            http=functools.partial(Protocol, limits=limits),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+        )
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which leaves signals to the daemon and sleeps while there is nothing to do."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told_to_end = asyncio.Event()
+
+    def end(self, *, force: bool = False) -> None:
+        """`serve` returns soon: answers under way may finish, with `force` they may not."""
+        self.should_exit, self.force_exit = True, force
+        self._told_to_end.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):  # for the `date` of answers
+                    await self._told_to_end.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Limits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._deadline: TimerHandle | None = None  # for what is coming in: a head or a body
+        self._in_head = self._in_body = False
+        self._head_bytes = self._headers_seen = 0
+        self._method = b""
+        self._fault: OctavoError | None = None  # why a callback of the parser gave up
+        self._deaf = False  # nothing more is read
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > self._limits.connections:
+            self._deaf = True
+            self.transport.write(
+                _answer(
+                    TooManyConnections(
+                        f"{self._limits.connections} connections are open already; try again in a "
+                        f"moment."
+                    )
+                )
+            )
+            self.transport.close()
+            return
+        self._expect(self._limits.header_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        if self._deadline is None:
+            self._expect(self._limits.header_seconds)
+        begun = self._in_head
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(self._fault or _malformed(error))
+            return
+        if begun and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.header_bytes:
+                self._refuse(self._head_too_large())
+        elif self._idle and not self._in_head and self.timeout_keep_alive_task is None:
+            # The last bytes of a body that nobody waited for.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _feed(self, data: bytes) -> None:
+        """To the parser, which stops at the end of a head that asks for another protocol.
+
+        None is offered, so such a request is one in HTTP/1.1 like all others (RFC 9110, 7.8), with
+        a body perhaps: Java's client asks for HTTP/2 with each POST. It is parsed again without.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                self.parser = httptools.HttpRequestParser(self)
+                data = self._head_again() + data[upgrade.args[0] :]
+
+    def _head_again(self) -> bytes:
+        """The head just read, without the wish for another protocol."""
+        lines = [b"%s %s HTTP/1.1\r\n" % (self._method, self.url)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(
+                    token for token in value.split(b",") if token.strip().lower() != b"upgrade"
+                )
+            if name != b"upgrade":
+                lines.append(b"%s: %s\r\n" % (name, value))
+        return b"".join((*lines, b"\r\n"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        super().connection_lost(exc)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._deadline is None:
+            self._expect(self._limits.header_seconds)
+        self._in_head = True
+        self._head_bytes = self._headers_seen = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._give_up(
+                TargetTooLong(f"The request's target is longer than {MAX_TARGET_BYTES} bytes.")
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        else:
+            self._head_bytes += len(name) + len(value) + 4  # a trailer, which nobody reads
+        self._headers_seen += 1
+        if self._headers_seen > MAX_HEADERS:
+            self._give_up(HeadTooLarge(f"The request has more than {MAX_HEADERS} headers."))
+        if not self._in_head and self._head_bytes > self._limits.header_bytes:
+            self._give_up(self._head_too_large())
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) > (
+            self._limits.header_bytes
+        ):
+            self._give_up(self._head_too_large())
+        fault = _ambiguity(self.parser.get_http_version(), self.headers)
+        if self.parser.get_method() == b"CONNECT":
+            fault = "this server is no proxy"
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            fault = f"more than {_MAX_PIPELINED} requests came before their answers could be given"
+        if fault is not None:
+            self._give_up(MalformedRequest(f"The request is refused: {fault}."))
+        if self.parser.should_upgrade():
+            self._method = self.parser.get_method()
+            return
+        super().on_headers_complete()
+        self._in_body = True
+        self._expect(self._limits.body_seconds)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # it is only now parsed as what it is
+            return
+        self._in_body = False
+        self._expect(None)
+        super().on_message_complete()
+
+    # What is done about it.
+
+    @property
+    def _idle(self) -> bool:
+        """No request is being answered or read."""
+        return not self._in_body and self.cycle is not None and self.cycle.response_complete
+
+    def _expect(self, seconds: float | None) -> None:
+        """What is coming in has so much time from now on; None: nothing is."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None
+        if seconds is not None:
+            self._deadline = self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._deadline = None
+        if self.flow.read_paused:  # by us, until answers have been given
+            self._expect(self._limits.header_seconds)
+        elif self._in_head:
+            seconds = self._limits.header_seconds
+            self._refuse(
+                HeadTimeout(f"The request's headers did not arrive within {seconds:g} seconds.")
+            )
+        else:
+            self._leave()
+
+    def _give_up(self, fault: OctavoError) -> None:
+        self._fault = fault
+        raise fault
+
+    def _head_too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"The request's headers are longer than {self._limits.header_bytes} bytes."
+        )
+
+    def _refuse(self, error: OctavoError) -> None:
+        """Say why, where that is possible, and be done with this client."""
+        log.info("a connection was refused: %s", error)
+        at_fault = self.cycle if self._in_body else None  # else no request has been made of it
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self.pipeline or (answering and (at_fault is None or at_fault.response_started)):
+            self._leave()
+            return
+        if at_fault is not None and not at_fault.response_complete:
+            at_fault.disconnected = True
+            at_fault.message_event.set()
+        elif at_fault is not None:  # its answer has been given before its body broke
+            self._leave()
+            return
+        self._deaf = True
+        self._expect(None)
+        self.transport.write(_answer(error))
+        # Were it closed with unread bytes in the socket, TCP would reset it and the client might
+        # never see the answer.
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _leave(self) -> None:
+        """Read no more; what is being answered is answered to its end."""
+        self._deaf = True
+        self._expect(None)
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+
+def _ambiguity(version: str, headers: list[tuple[bytes, bytes]]) -> str | None:
+    """What other programs might read in another way, after all that the parser refuses itself."""
+    if version not in ("1.0", "1.1"):
+        return f"HTTP/{version} is not spoken here"
+    hosts = sum(name == b"host" for name, _ in headers)
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        return "it must have one Host header"
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if codings and (version == "1.0" or [coding.lower() for coding in codings] != [b"chunked"]):
+        return "the only Transfer-Encoding is chunked, in HTTP/1.1"
+    return None
+
+
+def _malformed(error: httptools.HttpParserError) -> MalformedRequest:
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return MalformedRequest("The request's target cannot be understood.")
+    return MalformedRequest(f"The request is not valid HTTP/1.1: {str(error).rstrip('.')}.")
+
+
+def _answer(error: OctavoError) -> bytes:
+    row, body = row_of(error), error_body(error)
+    headers = {
+        **row.headers,
+        "connection": "close",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "x-request-id": uuid.uuid4().hex,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return STATUS_LINE[row.status] + lines.encode() + b"\r\n" + body
