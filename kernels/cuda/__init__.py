@@ -1,0 +1,24 @@
+"""Kernels in Triton, for NVIDIA GPUs: the same file names as in `reference`.
+
+Importing this package imports Triton: the registry does so for a GPU only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from . import activation, attention, cache, norm, rope, sampling
+
+OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "rms_norm": norm.rms_norm,
+        "add_rms_norm": norm.add_rms_norm,
+        "rotate": rope.rotate,
+        "silu_mul": activation.silu_mul,
+        "plan_attention": attention.plan_attention,
+        "copy_blocks": cache.copy_blocks,
+        "gumbel_argmax": sampling.gumbel_argmax,
+    }
+)

@@ -1,0 +1,128 @@
+"""Compile each kernel ahead of time, as its launcher would: python compile_all.py CAPABILITY.
+
+Prints JSON: variant -> registers, stack bytes (spills), shared bytes, whether it has wgmma.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from octavo.kernels.cuda import activation, attention, cache, norm, rope, sampling
+
+_ALIGNED = [["tt.divisibility", 16]]
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+Variant = tuple[str, Any, dict[str, str], dict[str, Any], int]
+"""Name, kernel, types of its arguments, its constants, warps."""
+
+
+def variants() -> Iterator[Variant]:
+    """What the launchers launch, for the shapes of the models we know."""
+    for dtype in ("bf16", "fp16"):
+        yield from _attention(dtype)
+        for add in (False, True):
+            types = dict.fromkeys(("x", "residual", "weight", "out"), f"*{dtype}")
+            types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
+            constants = {"ADD": add, "BLOCK": 4096, "UPCAST": False}
+            yield f"norm {dtype} add={add}", norm.rms_norm_kernel, types, constants, 8
+        types = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32"}
+        yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}, 4
+        types = dict.fromkeys(("x", "cosine", "sine", "out"), f"*{dtype}")
+        types |= {"x_token": "i32", "x_head": "i32", "heads": "i32"}
+        constants = {"HEAD_DIM": 128, "ROTARY": 128, "BLOCK_H": 16, "BLOCK_D": 128}
+        yield f"rotate {dtype}", rope.rotate_kernel, types, constants, 8
+    types = {"logits": "*fp32", "temperature": "*fp32", "seeds": "*i64", "positions": "*i64"}
+    types |= {"token_ids": "*i64", "best": "*fp32", "place": "*i64", "row_stride": "i32"}
+    types |= {"columns": "i32"}
+    for named in (False, True):
+        constants = {"NAMED": named, "BLOCK": 2048}
+        yield f"gumbel named={named}", sampling.gumbel_argmax_kernel, types, constants, 4
+    types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
+    types |= {"size": "i32"}
+    for gather, scatter in ((True, False), (False, True)):
+        constants = {"GATHER": gather, "SCATTER": scatter, "BLOCK": 4096}
+        yield f"move gather={gather}", cache.move_blocks_kernel, types, constants, 4
+
+
+def _attention(dtype: str) -> Iterator[Variant]:
+    numbers = ("part_sum", "part_max", "part_total")
+    whole = ("block_tables", "context_lengths", "query_offsets", "tiles")
+    types = dict.fromkeys(("query", "cache", "out", "key", "value"), f"*{dtype}")
+    types |= dict.fromkeys(numbers, "*fp32") | dict.fromkeys(whole, "*i32")
+    types |= {"slots": "*i64", "scale": "fp32", "softcap": "fp32"}
+    integers = ("window", "table_stride", "heads", "splits", "size", "half_stride")
+    strides = ("query", "key", "value", "block", "cell", "head")
+    types |= dict.fromkeys((*integers, *(f"{name}_stride" for name in strides)), "i32")
+    for head_dim in (64, 80, 128, 256):
+        columns = triton.next_power_of_2(head_dim)
+        for kind in ("decode", "prompt"):
+            rows, cells, warps = attention.tile_shape(columns, few=kind == "decode")
+            for capped in (False, True):
+                for parts in (False, True):
+                    constants = {
+                        "GROUP": 4,
+                        "HEAD_DIM": head_dim,
+                        "BLOCK_D": columns,
+                        "ROWS": rows,
+                        "CELLS": cells,
+                        "BLOCK_SIZE": 16,
+                        "SPLIT": attention.SPLIT,
+                        "CAPPED": capped,
+                        "PARTS": parts,
+                        "UPCAST": False,
+                    }
+                    name = f"{kind} {dtype} {head_dim} capped={capped} parts={parts}"
+                    yield name, attention.attend_kernel, types, constants, warps
+        constants = {"HEAD_DIM": head_dim, "BLOCK_D": columns}
+        yield f"merge {dtype} {head_dim}", attention.merge_kernel, types, constants, 1
+    constants = {"BLOCK_SIZE": 16, "BLOCK": 1024}
+    yield f"store {dtype}", attention.store_kernel, types, constants, 4
+
+
+def compiled(variant: Variant, capability: int) -> dict[str, Any]:
+    _, kernel, types, constants, warps = variant
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    # What a launch finds out: pointers and most strides are multiples of 16.
+    aligned = {
+        (at,): _ALIGNED
+        for at, name in enumerate(names)
+        if signature[name].startswith("*")
+        or (name.endswith("_stride") and name != "table_stride")
+        or name in ("x_token", "x_head", "size")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", capability, 32)
+    binary = triton.compile(source, target=target, options={"num_warps": warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        told = subprocess.run(
+            [_TOOLS / "cuobjdump", "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", told)[-1]
+    return {
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": binary.metadata.shared,
+        "wgmma": "wgmma" in binary.asm["ptx"],
+    }
+
+
+if __name__ == "__main__":
+    capability = int(sys.argv[1])
+    print(json.dumps({variant[0]: compiled(variant, capability) for variant in variants()}))
