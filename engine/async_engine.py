@@ -29,9 +29,11 @@ from .channel import (
 )
 from .errors import (
     ConfigError,
+    DeadlineExceeded,
     Draining,
     EngineDead,
     EngineError,
+    RequestError,
 )
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
@@ -124,6 +126,7 @@ class AsyncEngine:
         Raises:
             EngineDead: the engine is not there, or went away for good.
             Draining: `stop` was called.
+            DeadlineExceeded: the request's deadline came first.
             SequenceFailed: a choice of this request could not be computed.
             Unsatisfiable: the request's own rules leave no token to choose, or its grammar is
                 too costly to follow.
@@ -134,6 +137,7 @@ class AsyncEngine:
         self._listeners[request.id] = listener
         if self.status.ready:
             self._send(Submit((request,)))
+        expiry = self._expire(listener)
         try:
             while deltas := await listener.take():
                 for delta in deltas:
@@ -141,8 +145,10 @@ class AsyncEngine:
                         raise failure_of(delta.error)
                     yield delta
         finally:
+            if expiry is not None:
+                expiry.cancel()
             del self._listeners[request.id]
-            if not listener.ended:
+            if not (listener.ended or listener.failed):
                 self._send(Abort(request.id))
 
     def finish_choice(self, request_id: str, index: int) -> None:
@@ -171,6 +177,20 @@ class AsyncEngine:
         self._fail_all(Draining("The daemon is being shut down."))
         if self._channel is not None:
             await self._channel.close()
+
+    def _expire(self, listener: LiveRequest) -> asyncio.TimerHandle | None:
+        """End a request at its deadline, whether or not somebody is reading its deltas."""
+        deadline = listener.request.deadline
+        if deadline is None:
+            return None
+        loop = asyncio.get_running_loop()
+        seconds = max(0.0, deadline - time.monotonic())
+        return loop.call_later(seconds, self._give_up, listener, DeadlineExceeded())
+
+    def _give_up(self, listener: LiveRequest, failure: RequestError) -> None:
+        if not (listener.ended or listener.failed):
+            listener.fail(failure)
+            self._send(Abort(listener.request.id))
 
     def _send(self, message: Message) -> None:
         if self._channel is not None:
@@ -204,7 +224,7 @@ class AsyncEngine:
                     await asyncio.to_thread(host.stop)
                     raise EngineDead(f"A starting engine sends no {type(message).__name__}.")
         self.status = EngineStatus("ready")
-        requests = tuple(listener.resumed() for listener in self._listeners.values())
+        requests = tuple(live.resumed() for live in self._listeners.values() if not live.failed)
         self.resumed_requests += len(requests)
         if requests:
             channel.send(Submit(requests))

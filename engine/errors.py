@@ -9,11 +9,13 @@
     ├── RequestError                one request is wrong: the client's to mend, costs nobody else
     │   ├── InvalidParameter        a field is out of its limits
     │   ├── ContextLengthExceeded   prompt + max_tokens is longer than the context
-    │   └── Unsatisfiable           its rules leave no token, or its grammar is too costly to follow
+    │   ├── Unsatisfiable           its rules leave no token, or its grammar is too costly to follow
+    │   ├── DeadlineExceeded        its time was up before its answer was complete
+    │   └── ReaderTooSlow           its client does not read what has been made for it
     └── EngineError                 ours to mend
         ├── EngineDead              the engine process is gone or not yet there
         ├── Draining                the daemon is being shut down and takes nothing new
-        ├── Overloaded              too many requests wait already
+        ├── Overloaded              too much waits already; says when to come back
         └── SequenceFailed          one sequence could not be computed; the others go on
 
 A message is one sentence that names the setting, the value, the limit and the way out.
@@ -67,6 +69,21 @@ class Unsatisfiable(RequestError):
     """The request's own rules leave no token to generate, or its grammar cannot be followed."""
 
 
+class DeadlineExceeded(RequestError):
+    """The request's time was up before its answer was complete."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request's time is up; give it a longer timeout, as far as the server's "
+            "--request-timeout allows.",
+            param="timeout",
+        )
+
+
+class ReaderTooSlow(RequestError):
+    """The client of a stream does not read what has been made for it."""
+
+
 class EngineError(OctavoError):
     """The engine failed; the request was fine."""
 
@@ -80,7 +97,15 @@ class Draining(EngineError):
 
 
 class Overloaded(EngineError):
-    """Too many requests wait already."""
+    """Too much waits already.
+
+    `retry_after` is in seconds, `reason` a word for the metrics (`observe/metrics.REJECTIONS`).
+    """
+
+    def __init__(self, message: str, *, retry_after: float, reason: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.reason = reason
 
 
 class SequenceFailed(EngineError):

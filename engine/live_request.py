@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from .errors import EngineError
+from .errors import OctavoError
 from .params import Emitted, Request
 from .step import Delta
 
@@ -35,8 +35,13 @@ class LiveRequest:
             choice.token_ids.extend(emitted.token_ids)
             choice.finished = emitted.finished
         self._arrived: list[Delta] = []
-        self._failure: EngineError | None = None
+        self._failure: OctavoError | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over for another reason than that its choices have ended."""
+        return self._failure is not None
 
     @property
     def ended(self) -> bool:
@@ -45,7 +50,7 @@ class LiveRequest:
     def arrive(self, delta: Delta) -> None:
         """Note what a delta brings; `wake` follows once per step."""
         choice = self.choices[delta.index]
-        if choice.finished:
+        if choice.finished or self.failed:
             return  # it was finished here while the engine still computed it
         if choice.repeated and delta.prompt_logprobs:
             skipped = min(choice.repeated, len(delta.prompt_logprobs))
@@ -66,7 +71,8 @@ class LiveRequest:
         self._arrived = [delta for delta in self._arrived if delta.index != index]
         self.wake()
 
-    def fail(self, failure: EngineError) -> None:
+    def fail(self, failure: OctavoError) -> None:
+        """Raised by `take` when what has arrived has been taken."""
         self._failure = failure
         self.wake()
 

@@ -28,7 +28,7 @@ class Admin:
     async def ready(self, request: Request) -> Response:
         """Whether requests can be served now; if not, the stage of starting or the reason."""
         del request
-        if self._desk.generation.draining:
+        if self._desk.admission.draining:
             raise Draining("The daemon is being shut down.")
         self._desk.require_ready()
         return _json({"status": "ready"})
@@ -49,9 +49,9 @@ class Admin:
         return _json({"version": __version__})
 
     async def load(self, request: Request) -> Response:
-        """How many prompts are under way."""
+        """How many requests are under way, those that wait among them."""
         del request
-        return _json({"server_load": self._desk.generation.live})
+        return _json({"server_load": self._desk.admission.live})
 
 
 def _json(content: dict[str, object]) -> Response:

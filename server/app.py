@@ -23,9 +23,10 @@ from octavo.engine.errors import EngineDead, OctavoError
 from octavo.version import __version__
 
 from .admin import Admin
+from .admission import Admission
 from .generation import Generation
 from .listener import connection_limit, url_of
-from .middleware import KeyGuard, Reception
+from .middleware import Gate, KeyGuard, Reception
 from .models import ModelPool, ServedModel
 from .observe.metrics import Metrics
 from .observe.throughput import Throughput
@@ -62,7 +63,7 @@ def create_app(
     """The ASGI application over an engine that the caller starts and stops.
 
     It may be served before the engine is ready: /health says so, generation answers 503. When it
-    is, tell `models.ready`. `app.state.generation` is where a caller asks for a drain, and
+    is, tell `models.ready`. `app.state.admission` is where a caller asks for a drain, and
     `app.state.checks` has what is to be closed at the end.
     """
     default = next(iter(models))
@@ -72,13 +73,21 @@ def create_app(
     engine.on_step(metrics.on_step)
     engine.on_step(Throughput(metrics).on_step)
     engine.on_step(_restart_counter(engine, metrics))
-    generation = Generation(engine, metrics, max_waiting=settings.max_waiting)
+    admission = Admission(
+        max_requests=settings.max_queue_requests,
+        max_tokens=settings.max_queue_tokens,
+        longest=settings.request_timeout or None,
+    )
+    metrics.follow_queue(
+        requests=lambda: admission.requests.waiting, tokens=lambda: admission.tokens.waiting
+    )
     checks = {model.folder: grammar_check(model.folder) for model in models}
     desk = Desk(
         settings=settings,
         engine=engine,
         models=models,
-        generation=generation,
+        admission=admission,
+        generation=Generation(engine, metrics, at_once=settings.max_num_seqs),
         checks=checks,
         fingerprint=_fingerprint(settings, default),
     )
@@ -89,10 +98,11 @@ def create_app(
         redoc_url=None,
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
-    app.state.generation = generation
+    app.state.admission = admission
     app.state.checks = tuple(checks.values())
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
+    app.add_middleware(Gate, admission=admission)
     if settings.api_key:
         app.add_middleware(KeyGuard, keys=settings.api_key)
     app.add_middleware(
@@ -100,7 +110,7 @@ def create_app(
         allow_origins=settings.allowed_origins,
         allow_methods=("*",),
         allow_headers=("*",),
-        expose_headers=("x-request-id", "openai-processing-ms", "retry-after"),
+        expose_headers=("x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms"),
     )
     app.add_middleware(
         Reception,
@@ -156,7 +166,7 @@ class _Daemon:
         self._models = ModelPool((model,))
         self._metrics = Metrics(model_name=model.name, longest_context=model.config.context_length)
         app = create_app(engine, self._models, settings, metrics=self._metrics)
-        self._generation: Generation = app.state.generation
+        self._admission: Admission = app.state.admission
         self._checks: tuple[GrammarCheck, ...] = app.state.checks
         self._folder = model.folder
         self._server = http_server(
@@ -200,13 +210,13 @@ class _Daemon:
         self._progress.ready(banner(model, capacity, url_of(self._listener), seconds))
 
     async def _drain(self) -> None:
-        self._generation.draining = True
-        log.info("shutting down: %d requests may finish", self._generation.live)
+        self._admission.draining = True
+        log.info("shutting down: %d requests may finish", self._admission.live)
         try:
             async with asyncio.timeout(self._settings.drain_timeout):
-                await self._generation.idle()
+                await self._admission.idle()
         except TimeoutError:
-            log.warning("%d requests did not finish in time", self._generation.live)
+            log.warning("%d requests did not finish in time", self._admission.live)
 
 
 def _signalled() -> asyncio.Event:

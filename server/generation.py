@@ -11,12 +11,11 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo.engine.errors import Draining, InvalidParameter, Overloaded
 from octavo.engine.params import SEED_BITS, FinishReason, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta, TokenLogprobs
 
@@ -26,6 +25,7 @@ from .text.choice import ChoiceText, Piece, ScoredToken
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
 
+    from .admission import Permit
     from .models import ServedModel
     from .observe.metrics import Metrics
 
@@ -54,6 +54,7 @@ class Job:
     """What one HTTP request wants generated."""
 
     id: str
+    permit: Permit
     model: ServedModel
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
@@ -68,53 +69,42 @@ class Job:
 
 
 class Generation:
-    """All generation of a daemon: admits, runs and counts jobs."""
+    """All generation of a daemon: runs and counts jobs."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, max_waiting: int) -> None:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, at_once: int) -> None:
+        """`at_once`: sequences that one job may give the engine to think about, so that it keeps
+        nobody else waiting for all of its prompts."""
         self._engine = engine
         self._metrics = metrics
-        self._max_waiting = max_waiting
+        self._at_once = at_once
         self._numbers = itertools.count()
-        self._waiting = 0
-        self.live = 0  # prompts under way
-        self.draining = False
-        self._emptied = asyncio.Event()
 
     async def stream(self, job: Job, tally: Tally) -> AsyncGenerator[TextDelta, None]:
         """Deltas of all choices of all prompts, in the order they are made.
 
         Raises:
-            Draining, Overloaded: it may not begin.
-            EngineDead, SequenceFailed: it could not be finished.
+            EngineDead, Draining, SequenceFailed: it could not be finished.
+            DeadlineExceeded, ReaderTooSlow: it was not to be.
         """
-        self._admit(len(job.prompts))
         tally.begin(job.params, prompt_tokens=sum(map(len, job.prompts)), prompts=len(job.prompts))
-        streams = [self._one(job, place, prompt, tally) for place, prompt in enumerate(job.prompts)]
-        async with aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as deltas:
+        at_once = max(1, self._at_once // job.params.n)
+        streams = self._each(job, tally, at_once)
+        async with aclosing(
+            next(streams) if len(job.prompts) == 1 else _merged(streams, at_once=at_once)
+        ) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def idle(self) -> None:
-        """Returns when nothing is under way."""
-        while self.live:
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    def _admit(self, prompts: int) -> None:
-        if self.draining:
-            raise Draining("The daemon is being shut down; ask another one.")
-        if prompts > self._max_waiting:
-            raise InvalidParameter(
-                f"prompt: at most {self._max_waiting} prompts at a time.", param="prompt"
-            )
-        if self._waiting + prompts > self._max_waiting:
-            raise Overloaded(
-                f"{self._waiting} requests wait already, of {self._max_waiting} that may; "
-                f"try again in a moment."
-            )
+    def _each(
+        self, job: Job, tally: Tally, at_once: int
+    ) -> Iterator[AsyncGenerator[TextDelta, None]]:
+        for place, prompt in enumerate(job.prompts):
+            # Those that had to wait for others of their kind do not overtake who came meanwhile.
+            arrival = tally.arrival if place < at_once else time.monotonic()
+            yield self._one(job, place, prompt, tally, arrival)
 
     async def _one(
-        self, job: Job, place: int, prompt: Sequence[int], tally: Tally
+        self, job: Job, place: int, prompt: Sequence[int], tally: Tally, arrival: float
     ) -> AsyncGenerator[TextDelta, None]:
         params, first_index = job.params, place * job.params.n
         request = Request(
@@ -124,48 +114,41 @@ class Generation:
             sampling=params,
             pooling=job.pooling,
             seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
-            arrival=tally.arrival,
+            arrival=arrival,
+            deadline=job.permit.deadline,
             priority=job.priority,
             cache_salt=job.cache_salt,
         )
         choices = [ChoiceText(job.model.tokenizer, params) for _ in range(params.n)]
         ended: set[int] = set()
-        waiting = True
-        self.live += 1
-        self._waiting += 1
-        try:
-            async with aclosing(self._deltas(request)) as deltas:
-                async for delta in deltas:
-                    choice = choices[delta.index]
-                    if delta.index in ended:
-                        continue  # the engine had computed it before it heard of the end
-                    if waiting:
-                        waiting = False
-                        self._waiting -= 1
-                        self._first_token(tally, len(prompt), delta)
-                    pieces, scores, tokens = choice.take(delta)
-                    self._count(tally, first_index + delta.index, tokens)
-                    if choice.finished:
-                        ended.add(delta.index)
-                        if not delta.last:
-                            self._engine.finish_choice(request.id, delta.index)
-                        tally.finish(first_index + delta.index, choice.finish_reason, delta.timing)
-                    yield TextDelta(
-                        index=first_index + delta.index,
-                        pieces=pieces,
-                        token_ids=delta.token_ids[:tokens],
-                        scores=scores,
-                        prompt_logprobs=delta.prompt_logprobs,
-                        cached_tokens=delta.cached_tokens or 0 if delta.index == 0 else 0,
-                        embedding=delta.embedding or (),
-                        finish_reason=choice.finish_reason,
-                        stop_reason=choice.stop_reason,
-                    )
-        finally:
-            self._waiting -= waiting
-            self.live -= 1
-            if not self.live:
-                self._emptied.set()
+        begun = False
+        async with aclosing(self._deltas(request)) as deltas:
+            async for delta in deltas:
+                choice = choices[delta.index]
+                if delta.index in ended:
+                    continue  # the engine had computed it before it heard of the end
+                if not begun:
+                    begun = True
+                    job.permit.begin(len(prompt))
+                    self._first_token(tally, len(prompt), delta)
+                pieces, scores, tokens = choice.take(delta)
+                self._count(tally, first_index + delta.index, tokens)
+                if choice.finished:
+                    ended.add(delta.index)
+                    if not delta.last:
+                        self._engine.finish_choice(request.id, delta.index)
+                    tally.finish(first_index + delta.index, choice.finish_reason, delta.timing)
+                yield TextDelta(
+                    index=first_index + delta.index,
+                    pieces=pieces,
+                    token_ids=delta.token_ids[:tokens],
+                    scores=scores,
+                    prompt_logprobs=delta.prompt_logprobs,
+                    cached_tokens=delta.cached_tokens or 0 if delta.index == 0 else 0,
+                    embedding=delta.embedding or (),
+                    finish_reason=choice.finish_reason,
+                    stop_reason=choice.stop_reason,
+                )
 
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
         """The engine's deltas; where the prompt is scored, choice 0, which brings the scores,
@@ -197,22 +180,26 @@ class Generation:
 
 
 async def _merged(
-    streams: Sequence[AsyncGenerator[TextDelta, None]],
+    streams: Iterator[AsyncGenerator[TextDelta, None]], *, at_once: int
 ) -> AsyncGenerator[TextDelta, None]:
-    """All streams at once, each item as it comes; the first failure ends them all."""
-    arrived: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue()
+    """So many streams at once, each item as it comes; the first failure ends them all.
 
-    async def pump(stream: AsyncGenerator[TextDelta, None]) -> None:
+    Who does not read them keeps them from going on.
+    """
+    arrived: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue(at_once)
+
+    async def pump() -> None:
         try:
-            async with aclosing(stream):
-                async for item in stream:
-                    arrived.put_nowait(item)
-        except Exception as error:  # to be raised where the stream is read
-            arrived.put_nowait(error)
+            for stream in streams:  # each pump takes the next one that nobody has taken
+                async with aclosing(stream):
+                    async for item in stream:
+                        await arrived.put(item)
+        except Exception as error:  # to be raised where the streams are read
+            await arrived.put(error)
         else:
-            arrived.put_nowait(None)
+            await arrived.put(None)
 
-    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
+    pumps = [asyncio.create_task(pump()) for _ in range(at_once)]
     try:
         for _ in pumps:
             while (item := await arrived.get()) is not None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from octavo.engine.errors import DeadlineExceeded, Draining, EngineError, Overloaded
+
 from .observe.log import current_request_id, log_finished
 from .observe.tally import Tally
 from .openai.errors import InvalidKey, error_answer, row_of
@@ -24,6 +26,7 @@ from .openai.errors import InvalidKey, error_answer, row_of
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from .admission import Admission
     from .observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,8 @@ log = logging.getLogger(__name__)
 # Who asks these needs no key, and no line is logged; everything that is not listed needs one.
 PROBES = frozenset(("/health", "/livez", "/readyz", "/ping", "/version", "/metrics", "/load"))
 _CLIENT_LEFT = 499  # a status for log and metrics only
-_REASONS = {401: "unauthorized", 429: "overloaded", 503: "unavailable"}  # else: invalid
+# What is a route to generate, and therefore stands in the queue.
+QUEUED = frozenset(("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"))
 _PRINTABLE_ID = re.compile(r"[\x21-\x7e]+")
 _LONGEST_ID = 128
 
@@ -89,19 +93,47 @@ class Reception:
             self._close(scope, tally, tally.status or (status if ended else _CLIENT_LEFT))
 
     def _close(self, scope: Scope, tally: Tally, status: int) -> None:
-        if tally.error is None and (error := scope["state"].get("error")) is not None:
-            tally.error = str(error) or type(error).__name__
-        route = getattr(scope.get("route"), "path", "none")
+        if tally.failure is None:
+            tally.failure = scope["state"].get("error")
+        route = scope["state"].get("route") or getattr(scope.get("route"), "path", "none")
         record = tally.record(route=route, status=status)
         self._metrics.on_http(
             handler=route, method=scope["method"], status=status, seconds=record.total_seconds
         )
         if tally.generating:
             self._metrics.on_finished(record)
-        elif scope["method"] == "POST" and (status in _REASONS or 400 <= status < _CLIENT_LEFT):
-            self._metrics.on_rejected(_REASONS.get(status, "invalid"))
+        elif scope["method"] == "POST" and (reason := _rejection(tally.failure, status)):
+            self._metrics.on_rejected(reason)
+        if isinstance(tally.failure, DeadlineExceeded):
+            self._metrics.on_expired()
         if self._log_requests and route not in PROBES:
             log_finished(record)
+
+
+class Gate:
+    """Sends those away for whom there is no room, before a byte of their body is read; and takes
+    back what the others held of the queue, however they ended."""
+
+    def __init__(self, app: ASGIApp, *, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in QUEUED:
+            await self._app(scope, receive, send)
+            return
+        state = scope["state"]
+        permit = state["permit"] = self._admission.permit()
+        try:
+            permit.require_room()
+        except EngineError as error:
+            state["error"], state["route"] = error, _path(scope)
+            await error_answer(error)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            permit.release()
 
 
 class KeyGuard:
@@ -120,13 +152,31 @@ class KeyGuard:
         await error_answer(error)(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        if scope["path"].removeprefix(scope["root_path"]) in PROBES:
+        if _path(scope) in PROBES:
             return True
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = _digest(key.strip())
         # Every key is compared, in a time that tells nothing of how much of it was right.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+def _path(scope: Scope) -> str:
+    """As this server calls it, whatever a proxy puts before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope["root_path"])
+
+
+def _rejection(error: BaseException | None, status: int) -> str | None:
+    """Why a request that never came as far as the engine did not; None: it was no refusal."""
+    match error:
+        case Overloaded():
+            return error.reason
+        case Draining():
+            return "draining"
+    return {401: "unauthorized", 503: "unavailable"}.get(
+        status, "invalid" if 400 <= status < _CLIENT_LEFT else None
+    )
 
 
 def _digest(key: str) -> bytes:

@@ -6,6 +6,8 @@ stands what only octavo tells: step time, host overhead, rejections, restarts, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -19,7 +21,11 @@ from .families import PREFIX, Families
 from .record import FinishedRequest
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-REJECTIONS = ("invalid", "unauthorized", "overloaded", "unavailable")
+REJECTIONS = (
+    *("invalid", "unauthorized", "unavailable", "draining"),
+    *("queue_requests", "queue_tokens"),  # which limit of the queue was reached
+    "deadline",  # its turn would have come too late
+)
 
 
 class Metrics:
@@ -137,6 +143,11 @@ class Metrics:
         self._rejected = f.counters(
             "requests_rejected", "Requests refused by the front end.", "reason", REJECTIONS
         )
+        self._expired = f.counter("requests_expired", "Requests whose time was up too early.")
+        self._queue = {
+            kind: f.gauge(f"queue_{kind}", f"{text} that wait for their first token.")
+            for kind, text in (("requests", "Requests"), ("tokens", "Tokens of prompts"))
+        }
         self._restarts = f.counter("engine_restarts", "Engines started after one died.")
         self._cache_config = Gauge(
             PREFIX + "cache_config_info",
@@ -239,6 +250,15 @@ class Metrics:
     def on_rejected(self, reason: str) -> None:
         """A request was refused; `reason` is one of REJECTIONS."""
         self._rejected[reason].inc()
+
+    def on_expired(self) -> None:
+        """A request's time was up before its answer was complete."""
+        self._expired.inc()
+
+    def follow_queue(self, *, requests: Callable[[], int], tokens: Callable[[], int]) -> None:
+        """Ask these how much waits whenever somebody wants to know."""
+        self._queue["requests"].set_function(requests)
+        self._queue["tokens"].set_function(tokens)
 
     def on_engine_restart(self) -> None:
         self._restarts.inc()

@@ -10,6 +10,8 @@ from octavo.engine.step import Timing
 
 from .record import FinishedRequest
 
+_GIVEN_UP = (408, 499)  # its time was up, or nobody wanted it any more
+
 
 @dataclass(slots=True)
 class Tally:
@@ -18,7 +20,7 @@ class Tally:
     id: str
     arrival: float = field(default_factory=time.monotonic)
     generating: bool = False  # it has come as far as the engine
-    error: str | None = None
+    failure: BaseException | None = None  # what it ended with
     status: int | None = None  # what it ended with, where the status line had left before
     _params: SamplingParams = field(default_factory=SamplingParams)
     _prompts: int = 0
@@ -60,13 +62,13 @@ class Tally:
 
     def fail(self, error: Exception, status: int) -> None:
         """It broke off with `error` after its answer had begun."""
-        self.error = str(error) or type(error).__name__
+        self.failure = error
         self.status = status
 
     def record(self, *, route: str, status: int) -> FinishedRequest:
         """Everything there is to say, now that the last byte has left."""
         total = time.monotonic() - self.arrival
-        unfinished = FinishReason.ABORT if status == 499 else FinishReason.ERROR
+        unfinished = FinishReason.ABORT if status in _GIVEN_UP else FinishReason.ERROR
         choices = self._prompts * self._params.n
         queue = prefill = decode = None
         if self._timings:
@@ -92,5 +94,9 @@ class Tally:
             prefill_seconds=prefill,
             decode_seconds=decode,
             preemptions=max((t.preemptions for t in self._timings), default=0),
-            error=self.error,
+            error=_said(self.failure),
         )
+
+
+def _said(failure: BaseException | None) -> str | None:
+    return None if failure is None else str(failure) or type(failure).__name__

@@ -29,11 +29,11 @@ _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 
 
-async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str, Any]:
-    """The body as a JSON object. `limit` in bytes, to arrive within `seconds`.
+async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
+    """The body as it came. `limit` in bytes, to arrive within `seconds`.
 
     Raises:
-        RequestError: it is too long, too late, or not strict JSON.
+        RequestError: it is too long, too late, or says that it is not JSON.
     """
     _require_json_type(request.headers.get("content-type"))
     announced = request.headers.get("content-length", "")
@@ -41,12 +41,9 @@ async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str
         raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
-            body = await _read(request, limit)
+            return await _read(request, limit)
     except TimeoutError:
         raise BodyTimeout(f"The body did not arrive within {seconds:g} seconds.") from None
-    if len(body) <= INLINE_BYTES:
-        return parse_json(body)
-    return await asyncio.to_thread(parse_json, body)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from ..observe.tally import Tally
 from ..text.message import MessageReader, Part
 from ..text.tool_parser import Content
 from .conversation import message_text
-from .desk import Desk, Gathered, Spent, answer, answer_id, gather, now, tally_of
+from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now
 from .logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from .messages import delta_of, message_of
 from .schema import (
@@ -30,7 +30,7 @@ from .schema import (
     ChatRequest,
     Usage,
 )
-from .sse import DONE, ChunkWriter, stream_answer, unless_gone
+from .sse import DONE, ChunkWriter, stream_answer
 from .turn import Turn, prepare_turn
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ class Chat:
 
     async def create(self, request: Request) -> Response:
         """Answer a conversation n times, as one answer or as a stream."""
-        tally = tally_of(request)
-        body, raw = await self._desk.read(request, ChatRequest)
+        return await self._desk.serve(request, ChatRequest, self._answer)
+
+    async def _answer(self, body: ChatRequest, raw: Mapping[str, Any], visit: Visit) -> Response:
+        tally = visit.tally
         turn = await prepare_turn(
-            self._desk, body, raw, answer_id=answer_id("chatcmpl", body, tally)
+            self._desk, body, raw, answer_id=answer_id("chatcmpl", body, tally), visit=visit
         )
         job = turn.job
         form = _Form(body, turn, created=now(), fingerprint=self._desk.fingerprint)
@@ -56,11 +58,9 @@ class Chat:
         if body.stream:
             events = self._events(form, spent, tally)
             return await stream_answer(
-                request, events, tally, ping_seconds=self._desk.settings.ping_interval
+                events, tally, ping_seconds=self._desk.settings.ping_interval
             )
-        choices = await unless_gone(
-            request, gather(job, self._desk.generation.stream(job, tally), spent, form.read)
-        )
+        choices = await gather(job, self._desk.generation.stream(job, tally), spent, form.read)
         return answer(form.whole(choices, spent))
 
     async def _events(self, form: _Form, spent: Spent, tally: Tally) -> AsyncGenerator[bytes, None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from octavo.engine.errors import InvalidParameter
 from ..generation import Job, TextDelta
 from ..observe.tally import Tally
 from .constraints import answer_grammar, read_obligation
-from .desk import Desk, Gathered, Spent, answer, answer_id, gather, now, tally_of
+from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now
 from .logprobs import (
     Entry,
     TokenNames,
@@ -27,6 +27,7 @@ from .logprobs import (
 )
 from .params import (
     Scores,
+    check_choices,
     check_context,
     check_ids,
     completion_max_tokens,
@@ -38,7 +39,7 @@ from .params import (
     sampling_params,
 )
 from .schema import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from .sse import DONE, ChunkWriter, stream_answer, unless_gone
+from .sse import DONE, ChunkWriter, stream_answer
 
 if TYPE_CHECKING:
     from ..models import ServedModel
@@ -52,8 +53,12 @@ class Completions:
 
     async def create(self, request: Request) -> Response:
         """Continue each prompt n times, as one answer or as a stream."""
-        tally = tally_of(request)
-        body, raw = await self._desk.read(request, CompletionRequest)
+        return await self._desk.serve(request, CompletionRequest, self._answer)
+
+    async def _answer(
+        self, body: CompletionRequest, raw: Mapping[str, Any], visit: Visit
+    ) -> Response:
+        tally = visit.tally
         model = model_named(self._desk.models, body.model)
         scores = Scores(
             output=body.logprobs,
@@ -70,10 +75,12 @@ class Completions:
         texts, prompts = await _prompts(body, model)
         for prompt in prompts:
             check_context(prompt, max_tokens, context, "prompt")
+        visit.permit.weigh(prompts)
         check = self._desk.check_of(model)
         params = replace(params, grammar=await answer_grammar(obligation, model, check))
         job = Job(
             id=answer_id("cmpl", body, tally),
+            permit=visit.permit,
             model=model,
             prompts=prompts,
             params=params,
@@ -85,11 +92,9 @@ class Completions:
         if body.stream:
             events = self._events(form, spent, tally)
             return await stream_answer(
-                request, events, tally, ping_seconds=self._desk.settings.ping_interval
+                events, tally, ping_seconds=self._desk.settings.ping_interval
             )
-        choices = await unless_gone(
-            request, gather(job, self._desk.generation.stream(job, tally), spent)
-        )
+        choices = await gather(job, self._desk.generation.stream(job, tally), spent)
         return answer(form.whole(choices, spent))
 
     async def _events(self, form: _Form, spent: Spent, tally: Tally) -> AsyncGenerator[bytes, None]:
@@ -227,7 +232,9 @@ async def _prompts(
     special = True if body.add_special_tokens is None else body.add_special_tokens
     texts: list[str] = []
     prompts: list[Sequence[int]] = []
-    for item in listed_prompts(body.prompt, "prompt"):
+    listed = listed_prompts(body.prompt, "prompt")
+    check_choices(len(listed), max(body.n or 1, body.best_of or 1), "prompt")
+    for item in listed:
         if isinstance(item, str):
             ids = await encode(model, item, add_special_tokens=special)
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from octavo.engine.errors import EngineDead
+from octavo.engine.errors import DeadlineExceeded, EngineDead
 from octavo.engine.params import FinishReason
 from octavo.engine.step import TokenLogprobs
 
@@ -20,24 +21,28 @@ from ..generation import Generation, Job, TextDelta
 from ..observe.tally import Tally
 from ..text.choice import ScoredToken
 from ..text.message import Part
-from .body import read_json, to_schema
+from .body import INLINE_BYTES, parse_json, read_body, to_schema
 from .schema import (
     CompletionTokensDetails,
     GenerationRequest,
     PromptTokensDetails,
+    TimedRequest,
     Usage,
 )
+from .sse import unless_gone
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from octavo.engine.async_engine import AsyncEngine
 
+    from ..admission import Admission, Permit
     from ..models import ModelPool, ServedModel
     from ..settings import Settings
     from ..text.grammar_check import GrammarCheck
 
 Schema = TypeVar("Schema", bound=msgspec.Struct)
+TimedSchema = TypeVar("TimedSchema", bound=TimedRequest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +52,54 @@ class Desk:
     settings: Settings
     engine: AsyncEngine
     models: ModelPool
+    admission: Admission
     generation: Generation
     checks: Mapping[Path, GrammarCheck]  # of grammars, by folder of the model
     fingerprint: str  # the same for the same configuration
 
     async def read(self, request: Request, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
         """The body, checked, and as it came. Raises RequestError."""
+        return await self._parsed(await self._body(request), schema)
+
+    async def serve(
+        self,
+        request: Request,
+        schema: type[TimedSchema],
+        work: Callable[[TimedSchema, dict[str, Any], Visit], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        """What `work` makes of the body, checked and as it came.
+
+        From when the body is there the request has a place in the queue, and is watched: `work` is
+        cancelled when the client leaves, or when its time is up.
+
+        Raises:
+            RequestError: the client's to mend; among them that its time is up.
+            Overloaded, Draining: it may not come in.
+            ClientDisconnect: nobody wants the answer any more.
+        """
+        visit = Visit.of(request)
+        body = await self._body(request)
+        visit.permit.enter()
+        parsed, raw = await self._parsed(body, schema)
+        visit.permit.limit_time(parsed.timeout)
+        try:
+            async with asyncio.timeout(visit.permit.seconds_left) as limit:
+                return await unless_gone(request, work(parsed, raw, visit))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded from None
+
+    async def _body(self, request: Request) -> bytes:
         settings = self.settings
-        raw = await read_json(request, limit=settings.max_body_size, seconds=settings.body_timeout)
-        return to_schema(raw, schema), raw
+        return await read_body(request, limit=settings.max_body_size, seconds=settings.body_timeout)
+
+    async def _parsed(self, body: bytes, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
+        def parse() -> tuple[Schema, dict[str, Any]]:
+            raw = parse_json(body)
+            return to_schema(raw, schema), raw
+
+        return parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
 
     def check_of(self, model: ServedModel) -> GrammarCheck:
         """Who finds out whether a grammar can be used for answers of `model`."""
@@ -77,10 +121,17 @@ class Desk:
         return EngineDead(f"The engine is {status.stage}{detail.rstrip('.')}.")
 
 
-def tally_of(request: Request) -> Tally:
-    """The tally that the middleware opened for this request."""
-    tally: Tally = request.scope["state"]["tally"]
-    return tally
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What those at the door opened for a request: its tally, and its permit to generate."""
+
+    tally: Tally
+    permit: Permit
+
+    @classmethod
+    def of(cls, request: Request) -> Visit:
+        state = request.scope["state"]
+        return cls(state["tally"], state["permit"])
 
 
 def answer(content: msgspec.Struct, status: int = 200) -> Response:

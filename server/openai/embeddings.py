@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import AsyncIterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from starlette.requests import Request
@@ -20,16 +20,23 @@ from octavo.engine.errors import ContextLengthExceeded, InvalidParameter
 from octavo.engine.params import PoolingKind, PoolingParams, SamplingParams
 
 from ..generation import Job, TextDelta
-from .desk import Desk, answer, tally_of
-from .params import check_ids, context_of, encode, keep_last, listed_prompts, model_named
-from .schema import Positive, Prompt
-from .sse import unless_gone
+from .desk import Desk, Visit, answer
+from .params import (
+    check_choices,
+    check_ids,
+    context_of,
+    encode,
+    keep_last,
+    listed_prompts,
+    model_named,
+)
+from .schema import Positive, Prompt, TimedRequest
 
 if TYPE_CHECKING:
     from ..models import ServedModel
 
 
-class EmbeddingRequest(Struct, kw_only=True):
+class EmbeddingRequest(TimedRequest, kw_only=True):
     """POST /v1/embeddings."""
 
     input: Prompt
@@ -79,14 +86,20 @@ class Embeddings:
 
     async def create(self, request: Request) -> Response:
         """The embedding of each input."""
-        tally = tally_of(request)
-        body, _ = await self._desk.read(request, EmbeddingRequest)
+        return await self._desk.serve(request, EmbeddingRequest, self._answer)
+
+    async def _answer(
+        self, body: EmbeddingRequest, raw: Mapping[str, Any], visit: Visit
+    ) -> Response:
+        del raw
         model = model_named(self._desk.models, body.model)
         pooling = _pooling(body, model)
         self._desk.require_accepting()
         prompts = await self._prompts(body, model)
+        visit.permit.weigh(prompts)
         job = Job(
-            id=f"embd-{tally.id}",
+            id=f"embd-{visit.tally.id}",
+            permit=visit.permit,
             model=model,
             prompts=prompts,
             params=SamplingParams(max_tokens=0),
@@ -94,9 +107,7 @@ class Embeddings:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
         )
-        vectors = await unless_gone(
-            request, _gather(self._desk.generation.stream(job, tally), len(prompts))
-        )
+        vectors = await _gather(self._desk.generation.stream(job, visit.tally), len(prompts))
         encoded = _base64 if body.encoding_format == "base64" else _numbers
         total = sum(map(len, prompts))
         return answer(
@@ -117,9 +128,7 @@ class Embeddings:
             RequestError: one is empty, too long, or has ids that are none of the model's.
         """
         listed = listed_prompts(body.input, "input")
-        most = self._desk.settings.max_waiting
-        if len(listed) > most:
-            raise InvalidParameter(f"input: at most {most} at a time.", param="input")
+        check_choices(len(listed), 1, "input")
         special = True if body.add_special_tokens is None else body.add_special_tokens
         context = context_of(model)
         prompts: list[Sequence[int]] = []

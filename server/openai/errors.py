@@ -10,6 +10,8 @@
     ├── MalformedRequest        400     invalid_request_error  malformed_request
     ├── BodyTimeout             408     invalid_request_error  request_timeout
     ├── HeadTimeout             408     invalid_request_error  request_timeout
+    ├── DeadlineExceeded        408     timeout_error          deadline_exceeded
+    ├── ReaderTooSlow           408     timeout_error          reader_too_slow
     ├── BodyTooLarge            413     invalid_request_error  body_too_large
     ├── TargetTooLong           414     invalid_request_error  target_too_long
     ├── WrongMediaType          415     invalid_request_error  unsupported_media_type
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -38,11 +41,13 @@ from starlette.responses import Response
 
 from octavo.engine.errors import (
     ContextLengthExceeded,
+    DeadlineExceeded,
     Draining,
     EngineDead,
     EngineError,
     OctavoError,
     Overloaded,
+    ReaderTooSlow,
     RequestError,
 )
 
@@ -115,9 +120,13 @@ class Row:
 _CLOSE = MappingProxyType({"connection": "close"})
 _LATER = MappingProxyType({"retry-after": "2"})
 _SOON = MappingProxyType({"retry-after": "1"})
+# OpenAI's clients try again after a 408. Whose time is up has no use for an answer any more, and a
+# server that was too slow for it no use for the same work again.
+_NEVER = MappingProxyType({"x-should-retry": "false"})
 _BEARER = MappingProxyType({"www-authenticate": "Bearer"})
 _LINGER_SECONDS = 1.0
 _INVALID = "invalid_request_error"
+_TIMEOUT = "timeout_error"
 _BUG = Row(500, "server_error", "internal_error")
 
 TABLE: Mapping[type[OctavoError], Row] = MappingProxyType(
@@ -131,6 +140,8 @@ TABLE: Mapping[type[OctavoError], Row] = MappingProxyType(
         MalformedRequest: Row(400, _INVALID, "malformed_request", _CLOSE),
         BodyTimeout: Row(408, _INVALID, "request_timeout", _CLOSE),
         HeadTimeout: Row(408, _INVALID, "request_timeout", _CLOSE),
+        DeadlineExceeded: Row(408, _TIMEOUT, "deadline_exceeded", _NEVER),
+        ReaderTooSlow: Row(408, _TIMEOUT, "reader_too_slow", _NEVER),
         BodyTooLarge: Row(413, _INVALID, "body_too_large", _CLOSE),
         TargetTooLong: Row(414, _INVALID, "target_too_long", _CLOSE),
         WrongMediaType: Row(415, _INVALID, "unsupported_media_type"),
@@ -139,7 +150,7 @@ TABLE: Mapping[type[OctavoError], Row] = MappingProxyType(
         EngineDead: Row(503, "unavailable", "engine_unavailable", _LATER),
         Draining: Row(503, "unavailable", "shutting_down", _LATER),
         TooManyConnections: Row(503, "unavailable", "too_many_connections", _SOON),
-        Overloaded: Row(429, "rate_limit_error", "rate_limit_exceeded", _SOON),
+        Overloaded: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     }
 )
 
@@ -174,9 +185,19 @@ def error_answer(error: BaseException, headers: Mapping[str, str] | None = None)
     return kind(
         error_body(error),
         status_code=row.status,
-        headers={**row.headers, **(headers or {})},
+        headers={**row.headers, **_when_to_return(error), **(headers or {})},
         media_type="application/json",
     )
+
+
+def _when_to_return(error: BaseException) -> Mapping[str, str]:
+    """In whole seconds, as HTTP has it, and exactly, as OpenAI's clients read it."""
+    if not isinstance(error, Overloaded):
+        return {}
+    return {
+        "retry-after": str(math.ceil(error.retry_after)),
+        "retry-after-ms": str(math.ceil(1000 * error.retry_after)),
+    }
 
 
 class _LastAnswer(Response):

@@ -18,6 +18,7 @@ from .errors import UnknownModel
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 
 MAX_STOPS = 64
+MAX_CHOICES = 16_384  # of one request: what is remembered of it grows with their number
 INLINE_CHARACTERS = 1 << 13  # longer texts are tokenized in a thread
 _BIAS_LIMIT = 100.0
 _UNOFFERED = ("functions", "function_call", "audio")
@@ -154,6 +155,16 @@ def listed_prompts(given: Prompt, param: str) -> list[str | list[int]]:
             param=param,
         )
     return listed
+
+
+def check_choices(prompts: int, each: int, param: str) -> None:
+    """Raises InvalidParameter: more choices are asked for than one request may have."""
+    if prompts * each > MAX_CHOICES:
+        raise InvalidParameter(
+            f"{param}: {prompts} times {each} are more than the {MAX_CHOICES} choices that one "
+            f"request may ask for; send several requests.",
+            param=param,
+        )
 
 
 def keep_last(ids: list[int], count: int | None) -> list[int]:

@@ -20,7 +20,7 @@ from ..observe.tally import Tally
 from ..text.message import MessageReader
 from ..text.tool_parser import CallEnded, CallStarted, Content
 from .body import to_schema
-from .desk import Desk, Spent, answer, now, tally_of
+from .desk import Desk, Spent, Visit, answer, now
 from .errors import shown_message
 from .logprobs import TokenNames, chat_logprobs
 from .responses_input import as_chat, in_own_words
@@ -37,7 +37,7 @@ from .responses_schema import (
     TextOptions,
 )
 from .schema import ChatRequest
-from .sse import stream_answer, unless_gone
+from .sse import stream_answer
 from .turn import Turn, prepare_turn
 
 if TYPE_CHECKING:
@@ -53,12 +53,16 @@ class Responses:
 
     async def create(self, request: Request) -> Response:
         """Answer a conversation, as one response or as a stream of events."""
-        tally = tally_of(request)
-        body, raw = await self._desk.read(request, ResponsesRequest)
-        turn = await self._turn(body, raw, f"resp_{body.request_id or tally.id}")
+        return await self._desk.serve(request, ResponsesRequest, self._answer)
+
+    async def _answer(
+        self, body: ResponsesRequest, raw: Mapping[str, Any], visit: Visit
+    ) -> Response:
+        tally = visit.tally
+        turn = await self._turn(body, raw, f"resp_{body.request_id or tally.id}", visit)
         if not body.stream:
             making = _Making(body, turn, NobodyListens())
-            await unless_gone(request, self._make(making, tally))
+            await self._make(making, tally)
             return answer(making.response)
         writer = EventWriter()
         making = _Making(body, turn, writer)
@@ -68,18 +72,19 @@ class Responses:
             return writer.taken()
 
         return await stream_answer(
-            request,
             self._events(making, writer, tally),
             tally,
             ping_seconds=self._desk.settings.ping_interval,
             failure=failure,
         )
 
-    async def _turn(self, body: ResponsesRequest, raw: Mapping[str, Any], answer_id: str) -> Turn:
+    async def _turn(
+        self, body: ResponsesRequest, raw: Mapping[str, Any], answer_id: str, visit: Visit
+    ) -> Turn:
         chat = as_chat(body, raw)
         try:
             return await prepare_turn(
-                self._desk, to_schema(chat, ChatRequest), chat, answer_id=answer_id
+                self._desk, to_schema(chat, ChatRequest), chat, answer_id=answer_id, visit=visit
             )
         except RequestError as error:
             raise in_own_words(error) from None

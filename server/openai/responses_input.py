@@ -24,7 +24,7 @@ _SAME_NAME = (
     *("model", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "seed"),
     *("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop"),
     *("stop_token_ids", "min_tokens", "ignore_eos", "logit_bias", "chat_template_kwargs"),
-    *("priority", "request_id", "cache_salt"),
+    *("priority", "request_id", "cache_salt", "timeout"),
 )
 
 Message = dict[str, Any]

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .schema import ChatTokenLogprob, Int64, Penalty, Positive, Share, TokenId, Whole
+from .schema import (
+    ChatTokenLogprob,
+    Int64,
+    Penalty,
+    Positive,
+    Share,
+    TimedRequest,
+    TokenId,
+    Whole,
+)
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 Metadata = Annotated[
@@ -51,7 +60,7 @@ class ReasoningOptions(Struct, kw_only=True):
     summary: str | None = None
 
 
-class ResponsesRequest(Struct, kw_only=True):
+class ResponsesRequest(TimedRequest, kw_only=True):
     """POST /v1/responses. None stands for "not given"; unknown fields are ignored."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]

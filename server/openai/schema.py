@@ -19,6 +19,7 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Prompt = str | list[str | TokenId | list[TokenId]]
 
 
@@ -29,7 +30,13 @@ class StreamOptions(Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(Struct, kw_only=True):
+class TimedRequest(Struct, kw_only=True):
+    """What every request takes that the model is asked for."""
+
+    timeout: Seconds | None = None  # from its arrival to the end of its answer
+
+
+class GenerationRequest(TimedRequest, kw_only=True):
     """What both generation endpoints take."""
 
     model: str | None = None

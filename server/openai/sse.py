@@ -68,7 +68,6 @@ def error_event(error: Exception) -> bytes:
 
 
 async def stream_answer(
-    request: Request,
     events: AsyncGenerator[bytes, None],
     tally: Tally,
     *,
@@ -80,23 +79,15 @@ async def stream_answer(
     The answer begins with the first event, or after `ping_seconds` of silence: what fails before
     that is raised here, and becomes a plain error with its status; what fails later becomes the
     `failure`, the last of all events. `events` is closed when the client leaves.
-
-    Raises:
-        ClientDisconnect: the client left before the first event.
     """
     first = asyncio.ensure_future(anext(events))
-    gone = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait((first, gone), timeout=ping_seconds, return_when="FIRST_COMPLETED")
-        if gone.done() and not first.done():
-            raise ClientDisconnect
+        await asyncio.wait((first,), timeout=ping_seconds)
         if first.done():
             first.result()
     except BaseException:
         await _abandon(first, events)
         raise
-    finally:
-        await _cancel(gone)
     answer = EventSourceResponse(
         _with_errors_as_event(first, events, tally, failure),
         headers={"Cache-Control": "no-cache"},

@@ -24,7 +24,7 @@ from .params import (
 
 if TYPE_CHECKING:
     from ..models import ServedModel
-    from .desk import Desk
+    from .desk import Desk, Visit
     from .schema import ChatRequest
 
 
@@ -38,7 +38,7 @@ class Turn:
 
 
 async def prepare_turn(
-    desk: Desk, body: ChatRequest, raw: Mapping[str, Any], *, answer_id: str
+    desk: Desk, body: ChatRequest, raw: Mapping[str, Any], *, answer_id: str, visit: Visit
 ) -> Turn:
     """Everything that can be wrong with a conversation is found here.
 
@@ -48,6 +48,7 @@ async def prepare_turn(
     Raises:
         RequestError: the client's to mend.
         EngineDead: it can be neither served nor wait for a restart.
+        Overloaded: with its prompt too much would wait.
     """
     model = model_named(desk.models, body.model)
     scores = Scores(output=_top_logprobs(body), prompt=body.prompt_logprobs)
@@ -68,10 +69,12 @@ async def prepare_turn(
     prompt = _framed(rendered, body, model)
     desk.require_accepting()
     check_context(prompt, max_tokens, context_of(model), "messages")
+    visit.permit.weigh([prompt])
     manner = manner_of(obligation, model, template, prompt)
     grammar = await answer_grammar(obligation, model, desk.check_of(model), manner)
     job = Job(
         id=answer_id,
+        permit=visit.permit,
         model=model,
         prompts=[prompt],
         params=replace(params, grammar=grammar),

@@ -204,11 +204,23 @@ class Settings:
         "Scheduling",
         "Steps planned ahead while one computes.",
     )
-    max_waiting: int = _setting(
+    max_queue_requests: int = _setting(
         kinds.integer(1),
         1024,
         "Scheduling",
-        "Requests that may wait for their first step; more are answered with 429.",
+        "Requests that may wait for their first token; more are answered with 429.",
+    )
+    max_queue_tokens: int = _setting(
+        kinds.tokens(),
+        2**20,
+        "Scheduling",
+        "Tokens of prompts that may wait for their first token; more are answered with 429.",
+    )
+    request_timeout: float | None = _setting(
+        kinds.optional(kinds.seconds(), "none"),
+        None,
+        "Scheduling",
+        "Time that a request may take, from arrival to the end; it may ask for less. 0: no limit.",
     )
 
     device: str = _setting(

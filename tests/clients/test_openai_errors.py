@@ -52,7 +52,7 @@ def test_a_wrong_key(tmp_path: Path) -> None:
 
 
 def test_retries_wait_until_there_is_room(tmp_path: Path) -> None:
-    one_and_one = ("--max-num-seqs", "1", "--max-waiting", "1", "--kv-memory", "64MiB")
+    one_and_one = ("--max-num-seqs", "1", "--max-queue-requests", "1", "--kv-memory", "64MiB")
     with serving(tmp_path, *one_and_one) as daemon:
         result = outcomes(OURS, "openai_errors.py", daemon.url, "overload")["overload"]
     assert result["answered"] >= 1

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,14 @@ from octavo.engine.assembly import run_engine
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.channel import Channel, Ready, Shutdown
 from octavo.engine.config import EngineConfig
-from octavo.engine.errors import ConfigError, DoesNotFit, Draining, EngineDead, SequenceFailed
+from octavo.engine.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    DoesNotFit,
+    Draining,
+    EngineDead,
+    SequenceFailed,
+)
 from octavo.engine.executor.base import Capacity, Progress
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta
@@ -104,6 +112,22 @@ async def test_leaving_early_frees_the_blocks() -> None:
         assert engine.stats.running > 0
         await stream.aclose()  # type: ignore[attr-defined]
         await until(lambda: engine.stats.running == 0 and engine.stats.blocks_used == 0)
+
+
+async def test_a_request_ends_at_its_deadline_whether_or_not_it_is_read() -> None:
+    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, _):
+        soon = replace(request("a", max_tokens=500, n=3), deadline=time.monotonic() + 0.05)
+        stream = engine.generate(soon)
+        await anext(stream)
+        await until(lambda: engine.stats.running == 0 and engine.stats.blocks_used == 0)
+        with pytest.raises(DeadlineExceeded):
+            async for _ in stream:  # what had been made before is still given
+                pass
+        late = replace(request("b"), deadline=time.monotonic() - 1)
+        with pytest.raises(DeadlineExceeded):
+            await collect(engine, late)
+        in_time = replace(request("c"), deadline=time.monotonic() + 60)
+        assert len((await collect(engine, in_time))[0]) == 20
 
 
 async def test_a_choice_that_is_finished_here_ends_there_and_the_others_go_on() -> None:

@@ -27,7 +27,7 @@ COMPUTE = (
 )
 SERVER_TOP = ("app", "cli", "offline", "terminal", "chat_client", "listener")
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
-SERVER_TEXT = ("generation", "models", "text", "observe", "settings")
+SERVER_TEXT = ("generation", "admission", "models", "text", "observe", "settings")
 
 MODULES = modules()
 KNOWN = frozenset(module.name for module in MODULES)
@@ -93,7 +93,8 @@ def _server_may(here: str, target: str, other: str, there: str) -> bool:
         below = {
             **dict.fromkeys(SERVER_TOP, (*SERVER_TOP, *SERVER_HTTP, *SERVER_TEXT)),
             **dict.fromkeys(SERVER_HTTP, (*SERVER_HTTP, *SERVER_TEXT)),
-            "generation": ("models", "text", "observe", "settings"),
+            "generation": ("models", "text", "observe", "settings", "admission"),
+            "admission": (),
             "models": ("text", "observe", "settings", "hub"),
             "text": (),
             "observe": (),

@@ -238,12 +238,12 @@ async def test_s6_429_and_503_say_when_to_come_back_on_both_endpoints(
 ) -> None:
     engine = ScriptedEngine(saying("a"))
     engine.hold = asyncio.Event()
-    server = serve(engine=engine, max_waiting=1)
+    server = serve(engine=engine, max_queue_requests=1)
     waiting = asyncio.create_task(server.complete())
     while not engine.requests:
         await asyncio.sleep(0)
     full = await server.post(path, {**start(path), "stream": stream})
-    server.app.state.generation.draining = True
+    server.app.state.admission.draining = True
     closing = await server.post(path, {**start(path), "stream": stream})
     for response, status, kind in (
         (full, 429, "rate_limit_error"),

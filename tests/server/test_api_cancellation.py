@@ -61,10 +61,10 @@ async def test_s9_a_client_that_leaves_aborts_what_it_asked_for(
     async with listening(server) as url, httpx.AsyncClient() as client:
         asking = asyncio.create_task(client.post(url + path, json=body))
         await until(lambda: len(server.engine.requests) == prompts)
-        assert server.app.state.generation.live == prompts
+        assert server.app.state.admission.live == 1
         asking.cancel()
         await until(lambda: len(server.engine.aborted) == prompts)
-        assert server.app.state.generation.live == 0
+        assert server.app.state.admission.live == 0
         aborted = 'octavo:request_success_total{engine="0",finished_reason="abort"'
         await until(lambda: aborted in server.metrics.render().decode())
 
@@ -72,7 +72,7 @@ async def test_s9_a_client_that_leaves_aborts_what_it_asked_for(
 async def test_s9_a_queued_client_that_leaves_frees_its_place() -> None:
     engine = ScriptedEngine(saying("a"))
     engine.hold = asyncio.Event()
-    server = serve(engine=engine, max_waiting=1)
+    server = serve(engine=engine, max_queue_requests=1)
     async with listening(server) as url, httpx.AsyncClient() as client:
         asking = asyncio.create_task(client.post(url + COMPLETIONS, json={"prompt": "a"}))
         await until(lambda: bool(engine.requests))

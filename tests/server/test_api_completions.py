@@ -321,9 +321,11 @@ async def test_s2_beam_search_asks_for_beams() -> None:
     assert (sampling.beam_width, sampling.n, sampling.length_penalty) == (4, 2, 0.5)
 
 
-async def test_s2_too_many_prompts_at_a_time_are_400() -> None:
-    error = await serve(max_waiting=3).refusal(PATH, {"prompt": ["a"] * 4})
-    assert error["param"] == "prompt"
+async def test_s2_more_choices_than_a_request_may_have_are_400() -> None:
+    for body in ({"prompt": ["a"] * 16_385}, {"prompt": ["a"] * 129, "n": 128}):
+        error = await serve().refusal(PATH, body)
+        assert error["param"] == "prompt"
+        assert "16384" in error["message"]
 
 
 @pytest.mark.parametrize("prompt", ["once upon", "naïve 狐狸", [200, 201, 202]])

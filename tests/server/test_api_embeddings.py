@@ -198,8 +198,8 @@ async def test_s6_an_input_longer_than_the_context_is_400_context_length_exceede
     assert len(served.engine.requests) == 1
 
 
-async def test_s6_more_inputs_than_may_wait_are_400() -> None:
-    assert (await server(max_waiting=3).refusal(PATH, {"input": ["a"] * 4}))["param"] == "input"
+async def test_s6_more_inputs_than_a_request_may_have_are_400() -> None:
+    assert (await server().refusal(PATH, {"input": ["a"] * 16_385}))["param"] == "input"
 
 
 async def test_s6_a_failing_sequence_is_500_and_a_dead_engine_503() -> None:
@@ -223,7 +223,7 @@ async def test_s9_a_client_that_leaves_aborts_all_inputs() -> None:
         await until(lambda: len(served.engine.requests) == 3)
         asking.cancel()
         await until(lambda: len(served.engine.aborted) == 3)
-        await until(lambda: served.app.state.generation.live == 0)
+        await until(lambda: served.app.state.admission.live == 0)
 
 
 async def test_s9_it_is_counted_and_logged_like_any_other(

@@ -83,7 +83,7 @@ async def test_s1_health_is_200_when_able_to_serve_and_503_with_the_stage_when_n
 
 async def test_s1_health_is_503_while_draining_and_newcomers_are_refused() -> None:
     server = serve()
-    server.app.state.generation.draining = True
+    server.app.state.admission.draining = True
     assert (await server.http.get("/readyz")).status_code == 503
     response = await server.post(PATH, {"prompt": "a"})
     assert response.status_code == 503
@@ -406,7 +406,7 @@ async def test_s6_without_a_configured_key_any_authorization_passes() -> None:
 async def test_s6_too_many_waiting_is_429_with_retry_after() -> None:
     engine = ScriptedEngine(saying("a"))
     engine.hold = asyncio.Event()
-    server = serve(engine=engine, max_waiting=2)
+    server = serve(engine=engine, max_queue_requests=2)
     waiting = [asyncio.create_task(server.complete()) for _ in range(2)]
     while len(engine.requests) < 2:
         await asyncio.sleep(0)
@@ -471,17 +471,34 @@ async def test_s6_every_answer_has_an_id_and_its_time(stream: bool) -> None:
 
 
 async def test_s6_refusals_are_counted_by_their_reason() -> None:
-    server = serve(api_key=("secret",))
+    engine = ScriptedEngine(saying("a"))
+    limits = {"max_queue_requests": 2, "max_queue_tokens": 40}
+    server = serve(engine=engine, api_key=("secret",), **limits)
     await server.post(PATH, {})
     await server.post(PATH, {}, headers=KEY)
     server.engine.status = EngineStatus("dead")
     await server.post(PATH, {"prompt": "a"}, headers=KEY)
+    server.engine.status = EngineStatus("ready")
+    engine.hold = asyncio.Event()
+    waiting = asyncio.create_task(server.post(PATH, {"prompt": [5] * 30}, headers=KEY))
+    while not engine.requests:
+        await asyncio.sleep(0)
+    await server.post(PATH, {"prompt": [5] * 11}, headers=KEY)
+    second = asyncio.create_task(server.post(PATH, {"prompt": [5]}, headers=KEY))
+    while len(engine.requests) < 2:
+        await asyncio.sleep(0)
+    await server.post(PATH, {}, headers=KEY)
+    server.app.state.admission.draining = True
+    await server.post(PATH, {}, headers=KEY)
+    engine.hold.set()
+    await asyncio.gather(waiting, second)
     counted = {
         line.split('reason="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
         for line in server.metrics.render().decode().splitlines()
         if line.startswith("octavo:requests_rejected_total{")
     }
-    assert counted == {"unauthorized": 1, "invalid": 1, "unavailable": 1, "overloaded": 0}
+    ours = ("unauthorized", "invalid", "unavailable", "queue_tokens", "queue_requests", "draining")
+    assert counted == {**dict.fromkeys(ours, 1), "deadline": 0}
 
 
 async def test_s6_a_clients_request_id_comes_back_bounded() -> None:

@@ -518,7 +518,7 @@ class TestStream:
                 async for line in response.aiter_lines():
                     if "output_text.delta" in line:
                         break
-            await server.app.state.generation.idle()
+            await server.app.state.admission.idle()
         assert len(server.engine.aborted) == 1
 
 
