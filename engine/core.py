@@ -22,6 +22,9 @@ from .step import StepOutput, StepPlan, StepStats
 log = logging.getLogger(__name__)
 
 _MOMENT = 0.002  # seconds
+_STEP_FAILED = (
+    "The engine failed with {} in the step that computed this request; the server's log says more."
+)
 
 
 class Engine:
@@ -72,10 +75,10 @@ class Engine:
         try:
             output = self._executor.collect()
         except Exception as error:
-            # The step failed as a whole: its sequences end, everything else goes on.
+            # Its moves failed, and with them the whole step: its sequences end, the others go on.
             log.exception("step %d failed", plan.number)
             collected = time.perf_counter()
-            text = f"{type(error).__name__}: {error}"
+            text = _STEP_FAILED.format(type(error).__name__)
             deltas = self.scheduler.fail_step(plan, text, time.monotonic())
             output = StepOutput(number=plan.number, results=())
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,24 @@ def available_memory() -> int:
     return max(0, min([available, *_memory_left()]))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is missing, of the host or of the device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch's CPU allocator and oneDNN have no class of their own for it.
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Give back what is held without need: cycles of dead objects, the allocator's caches."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 _CGROUP = "/sys/fs/cgroup"
 
 

@@ -52,6 +52,7 @@ class History:
     seed: int  # this choice's own seed, 0 <= seed < 2**64
     prompt_length: int
     token_ids: tuple[int, ...]  # every known id, whatever the slice's start
+    request_id: str = ""  # for the log: whose sequence it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ class StepOutput:
     number: int
     results: tuple[SliceResult, ...]
     seconds: float = 0.0  # wall time of the compute
+    attempts: int = 1  # computes it took: more than one where the step failed and was run in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from ..errors import SequenceFailed
 from ..params import SamplingParams
 from .grammar import WORD_BITS, Bitmask, Grammar, GrammarCompiler, fill_masks
 from .logits import Histories, Rows
+
+log = logging.getLogger(__name__)
+
+_BROKEN = "the server failed to follow the grammar of this request; its log says more"
 
 
 class GrammarRule:
@@ -51,7 +56,7 @@ class GrammarRule:
 
     def admit(self, row: int, params: SamplingParams) -> None:
         assert params.grammar is not None, "only rows that need the rule are admitted"
-        self._settle()
+        self._abandon()
         self._read[row] = 0
         self._failures.pop(row, None)
         try:
@@ -61,7 +66,7 @@ class GrammarRule:
 
     def prepare(self, rows: Rows, histories: Histories) -> None:
         """Begin to compute the masks of these sequences, all of which need the rule."""
-        self._settle()
+        self._abandon()
         living = tuple(rows.tolist())
         for row in living:
             self._catch_up(row, histories)
@@ -88,7 +93,7 @@ class GrammarRule:
 
     def forced(self, row: int, histories: Histories) -> tuple[int, ...]:
         """The tokens that must follow the sequence's known ones; empty where there is a choice."""
-        self._settle()
+        self._abandon()
         self._catch_up(row, histories)
         walk = self._walks[row]
         return () if walk is None else walk.forced()
@@ -107,6 +112,9 @@ class GrammarRule:
             walk.accept(fresh.tolist())
         except SequenceFailed as error:
             self._fail(row, error)
+        except Exception:  # nobody knows how far it came
+            log.exception("a grammar broke")
+            self._fail(row, SequenceFailed(_BROKEN))
 
     def _fail(self, row: int, error: SequenceFailed) -> None:
         self._walks[row] = None
@@ -123,8 +131,13 @@ class GrammarRule:
 
     def _settle(self) -> Bitmask:
         """Wait for the thread, which alone may touch the walks while it runs."""
-        if self._prepared is None:
-            return np.zeros((0, self._words), dtype=np.int32)
+        assert self._prepared is not None
         _, future = self._prepared
         self._prepared = None
         return future.result()
+
+    def _abandon(self) -> None:
+        """Wait for the thread; of a step that failed nobody wants to know what came of it."""
+        if self._prepared is not None:
+            wait((self._prepared[1],))
+            self._prepared = None

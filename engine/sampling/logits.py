@@ -235,13 +235,14 @@ class Penalties:
 
     def _grow(self, count: int) -> None:
         more = count - len(self._counted)
-        self._factors = np.concatenate((self._factors, np.zeros((more, 3), dtype=np.float32)))
-        self._counted = np.concatenate((self._counted, np.zeros(more, dtype=np.int64)))
         wider = (more, self._vocab_size)
-        self._prompt_seen = torch.cat((self._prompt_seen, torch.zeros(wider, dtype=torch.bool)))
-        self._output_counts = torch.cat(
-            (self._output_counts, torch.zeros(wider, dtype=torch.int32))
-        )
+        # All of them or, where memory is missing, none.
+        factors = np.concatenate((self._factors, np.zeros((more, 3), dtype=np.float32)))
+        counted = np.concatenate((self._counted, np.zeros(more, dtype=np.int64)))
+        seen = torch.cat((self._prompt_seen, torch.zeros(wider, dtype=torch.bool)))
+        counts = torch.cat((self._output_counts, torch.zeros(wider, dtype=torch.int32)))
+        self._factors, self._counted = factors, counted
+        self._prompt_seen, self._output_counts = seen, counts
 
 
 def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:

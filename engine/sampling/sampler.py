@@ -89,8 +89,10 @@ class Sampler:
         """A sequence now lives in `row`; whoever lived there before is forgotten."""
         if row >= len(self._rows):
             more = row + 1
-            self._rows = np.concatenate((self._rows, np.zeros(more, dtype=_ROW)))
+            # Both or, where memory is missing, none.
+            rows = np.concatenate((self._rows, np.zeros(more, dtype=_ROW)))
             self._needs = np.pad(self._needs, ((0, 0), (0, more)))
+            self._rows = rows
         needs = [rule.needs(params) for rule in self._rules]
         for rule, needed in zip(self._rules, needs, strict=True):
             if needed:

@@ -164,7 +164,8 @@ class Scheduler:
         A sequence that has ended meanwhile is passed over: what was computed for it is dropped.
         """
         self._settle(plan)
-        self.step_time.observe(plan, output.seconds)
+        if output.attempts == 1:
+            self.step_time.observe(plan, output.seconds)
         deltas: list[Delta] = []
         results = {result.sequence: result for result in output.results}
         for piece in plan.slices:

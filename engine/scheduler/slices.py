@@ -54,4 +54,5 @@ def _introduce(sequence: Sequence) -> History:
         seed=sequence.seed,
         prompt_length=sequence.prompt_length,
         token_ids=tuple(sequence.token_ids),
+        request_id=sequence.request.id,
     )

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from ..errors import SequenceFailed
 from ..step import History, Slice
 
+_ARRAYS = ("token_ids", "lengths", "prompt_lengths", "block_tables", "_kept", "_mapped")
+
 
 class SequenceTable:
     """Token ids, lengths and block tables of the living sequences. Grows when it must.
@@ -118,14 +120,9 @@ class SequenceTable:
     def _grow(self) -> None:
         """Twice as many rows. Swapped-out sequences live on here, and planning has no limit."""
         rows = len(self.lengths)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        # Made first and taken then: memory may be missing half way.
+        grown = {name: np.concatenate((old, np.zeros_like(old))) for name, old in arrays.items()}
+        for name, array in grown.items():
+            setattr(self, name, array)
         self._free.extend(range(2 * rows - 1, rows - 1, -1))
-        for name in (
-            "token_ids",
-            "lengths",
-            "prompt_lengths",
-            "block_tables",
-            "_kept",
-            "_mapped",
-        ):
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate((old, np.zeros_like(old))))

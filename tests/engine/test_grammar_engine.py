@@ -28,8 +28,8 @@ from octavo.engine.params import (
     Request,
     SamplingParams,
 )
+from octavo.engine.step import Slice
 from octavo.engine.worker.computer import Computer
-from octavo.engine.worker.runner import Runner
 from octavo.server.text.tokenizer import Tokenizer
 
 from .loop import Choice, request
@@ -163,16 +163,16 @@ def test_a_step_that_is_run_again_gives_the_same(monkeypatch: pytest.MonkeyPatch
     engine = started(overlap=0)
     asked = request("a", prompt("Say it."), sampling=BOUND, seed=6)
     expected = ids(run(engine, asked))
-    once = Runner.execute
+    once = Computer.compute
 
-    def twice(runner: Runner, plan: object) -> object:
+    def twice(computer: Computer, slices: list[Slice]) -> object:
         with monkeypatch.context() as broken:
             broken.setattr(Computer, "_keep", _explode)
             with pytest.raises(RuntimeError, match="at the worst moment"):
-                once(runner, plan)  # type: ignore[arg-type]
-        return once(runner, plan)  # type: ignore[arg-type]
+                once(computer, slices)
+        return once(computer, slices)
 
-    monkeypatch.setattr(Runner, "execute", twice)
+    monkeypatch.setattr(Computer, "compute", twice)
     assert ids(run(engine, asked)) == expected
     engine.stop()
 

@@ -10,9 +10,9 @@ import torch
 
 from octavo.engine.errors import ConfigError, DoesNotFit
 from octavo.engine.executor.inline import InlineExecutor
+from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
 from octavo.engine.step import History, Slice, StepPlan, Wants
-from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.runner import Runner
 
 from .tiny import BLOCK_BYTES, MAX_LENGTH, VOCAB_SIZE, tiny_config
@@ -82,9 +82,9 @@ def test_a_failed_step_is_an_exception_and_the_next_one_runs(
     executor.submit(plan(0, 0))
     expected = executor.collect().results[0].token_ids
     with monkeypatch.context() as broken:
-        broken.setattr(Computer, "_choose", explode)
+        broken.setattr(KVCache, "apply", explode)
         executor.submit(plan(1, 0))
-        with pytest.raises(RuntimeError, match="the model is on fire"):
+        with pytest.raises(RuntimeError, match="the moves are wrong"):
             executor.collect()
     executor.submit(plan(2, 0))
     assert executor.collect().results[0].token_ids == expected
@@ -92,7 +92,7 @@ def test_a_failed_step_is_an_exception_and_the_next_one_runs(
 
 
 def explode(*_: object) -> None:
-    raise RuntimeError("the model is on fire")
+    raise RuntimeError("the moves are wrong")
 
 
 def test_capacity_says_what_was_planned(tmp_path: Path) -> None:

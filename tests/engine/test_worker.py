@@ -192,7 +192,7 @@ def test_a_failed_step_can_be_run_again(runner: Runner, monkeypatch: pytest.Monk
         with monkeypatch.context() as broken:
             broken.setattr(Computer, "_keep", explode)
             with pytest.raises(RuntimeError, match="at the worst moment"):
-                one(runner, i, *slices)
+                runner.computer.compute(slices)
         assert one(runner, i, *slices) == expected[i]
 
 
@@ -216,7 +216,7 @@ def test_a_token_brought_by_a_failed_step_is_not_counted_twice(
             with monkeypatch.context() as broken:
                 broken.setattr(Computer, "_keep", explode)
                 with pytest.raises(RuntimeError):
-                    one(runner, 1, brought)
+                    runner.computer.compute([brought])
         results.append(one(runner, 1, brought))
         assert len(results[-1][0].candidates) == 4
         one(runner, 0, retired=(0,))
