@@ -207,6 +207,7 @@ async def tokens(config: EngineConfig) -> tuple[list[int], int]:
         await engine.stop()
 
 
+@pytest.mark.slow
 async def test_an_engine_that_leaves_in_a_step_is_restarted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
