@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from octavo.kernels.ops import Ops
 from octavo.kernels.registry import resolve
 
 from .attention.paged import PagedAttention
@@ -39,11 +40,13 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    ops: Ops | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     load_format: str = "safetensors",
 ) -> Model:
     """The model in the folder `path`, its weights cast to `dtype` on `device`.
 
+    `ops`: what it computes with; the best for `device` where not said.
     `load_format` "dummy" needs config.json only and gives random weights, the same each time.
     `progress` is called as progress(stage, bytes done, bytes in total).
 
@@ -52,7 +55,9 @@ def load_model(
     """
     config = read_model_config(path)
     model_class = _model_class(config.architecture)
-    model = model_class(_blueprint(model_class.config_from(config), dtype, device))
+    model = model_class(
+        _blueprint(model_class.config_from(config), dtype, device, ops or resolve(device))
+    )
     if load_format == "dummy":
         _fill_at_random(model, progress)
     elif load_format == "safetensors":
@@ -71,14 +76,15 @@ def _model_class(architecture: str) -> type[Model]:
     return found
 
 
-def _blueprint(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Blueprint:
+def _blueprint(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops
+) -> Blueprint:
     if quantized := config.raw.get("quantization_config"):
         stated = quantized if isinstance(quantized, dict) else {}
         method = stated.get("quant_method", "an unnamed method")
         raise BrokenCheckpoint(
             f"The checkpoint is quantized by {method}; octavo reads unquantized ones only."
         )
-    ops = resolve(device)
     return Blueprint(
         config=config,
         dtype=dtype,

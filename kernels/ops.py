@@ -14,6 +14,14 @@ from typing import Protocol
 from torch import Tensor
 
 
+class SetThreads(Protocol):
+    """How many threads of this process compute. No result depends on it."""
+
+    def __call__(self, count: int, *, pin: bool = False) -> None:
+        """`count` includes the caller's thread. `pin`: tie each of the others to a core of its own
+        among those this process may use; it says so of cores that are this process's alone."""
+
+
 class RmsNorm(Protocol):
     """x / sqrt(mean(x^2) + epsilon) * weight over the last axis (Zhang and Sennrich 2019)."""
 
@@ -194,6 +202,7 @@ class AllowOnly(Protocol):
 class Ops:
     """One implementation of every op, for one device."""
 
+    set_threads: SetThreads
     rms_norm: RmsNorm
     add_rms_norm: AddRmsNorm
     rotate: Rotate

@@ -14,18 +14,40 @@ from typing import Any
 
 import torch
 
+from .cpu.library import levels
 from .ops import Ops
 
-# `reference` is pure torch and runs anywhere.
-PROVIDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("onednn", "reference")})
+
+def providers_with(cpu_kernels: str = "auto") -> Mapping[str, tuple[str, ...]]:
+    """Each device's providers, best first; `reference` is pure torch and runs anywhere.
+
+    `cpu_kernels`: a level of `cpu/build.py`, "auto" for the best this CPU has, or "reference".
+
+    Raises:
+        NotImplementedError: the CPU lacks the instructions of that level.
+    """
+    own = tuple(f"cpu.{level}" for level in levels())
+    if cpu_kernels == "reference":
+        own = ()
+    elif cpu_kernels == "auto":
+        own = own[:1]
+    elif f"cpu.{cpu_kernels}" in own:
+        own = (f"cpu.{cpu_kernels}",)
+    else:
+        raise NotImplementedError(
+            f"This CPU has no instructions for the kernels {cpu_kernels!r}, only for "
+            f"{', '.join(('reference', *levels()))}."
+        )
+    return MappingProxyType({"cpu": (*own, "onednn", "reference")})
 
 
-def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] = PROVIDERS) -> Ops:
-    """The best implementation of every op on `device`.
+def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] | None = None) -> Ops:
+    """The best implementation of every op on `device`; `providers`: those of `providers_with()`.
 
     Raises:
         NotImplementedError: the device is unknown, or no provider of it has some op.
     """
+    providers = providers or providers_with()
     chosen = _choose(device, providers)
     missing = [name for name, (_, function) in chosen.items() if function is None]
     if missing:
@@ -38,9 +60,10 @@ def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] = PRO
 
 
 def explain(
-    device: torch.device, providers: Mapping[str, tuple[str, ...]] = PROVIDERS
+    device: torch.device, providers: Mapping[str, tuple[str, ...]] | None = None
 ) -> dict[str, str]:
     """Op name -> the provider that `resolve` takes it from, or "missing"."""
+    providers = providers or providers_with()
     return {name: provider for name, (provider, _) in _choose(device, providers).items()}
 
 

@@ -7,6 +7,7 @@ import time
 import torch
 
 from octavo.kernels import registry
+from octavo.kernels.ops import Ops
 
 from ..checkpoint import ModelConfig, read_model_config, weight_files
 from ..config import EngineConfig
@@ -17,6 +18,7 @@ from ..device import (
     pick_device,
     pick_dtype,
 )
+from ..errors import ConfigError
 from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..params import SamplingParams
@@ -44,16 +46,22 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     Raises:
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
-    # One core is left to the front end and the planner: torch's threads wait for the slowest of
-    # them after every operation, so that one which shares its core slows all of them down.
-    torch.set_num_threads(config.threads or max(1, available_cores() - 1))
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, numbers.dtype)
     memory = _plan(config, numbers, dtype)
-    ops = registry.resolve(device)
+    progress("preparing kernels", 0, 0)
+    ops = _ops(config, device)
+    # One core is left to the front end and the planner: torch's threads wait for the slowest of
+    # them after every operation, so that one which shares its core slows all of them down.
+    ops.set_threads(config.threads or max(1, available_cores() - 1), pin=config.pin_threads)
     model = load_model(
-        config.model, dtype=dtype, device=device, progress=progress, load_format=config.load_format
+        config.model,
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        progress=progress,
+        load_format=config.load_format,
     )
     progress("allocating the KV cache", 0, 0)
     kv = KVCache(
@@ -101,6 +109,13 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         itl_target_seconds=inter_token_target(device),
     )
     return Runner(kv, computer), capacity
+
+
+def _ops(config: EngineConfig, device: torch.device) -> Ops:
+    try:
+        return registry.resolve(device, registry.providers_with(config.cpu_kernels))
+    except NotImplementedError as error:
+        raise ConfigError(f"--cpu-kernels {config.cpu_kernels}: {error}") from None
 
 
 def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:

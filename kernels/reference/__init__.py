@@ -15,9 +15,11 @@ from .linear import linear, pack_linear
 from .norm import add_rms_norm, rms_norm
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
+from .threads import set_threads
 
 # Spelled as Ops so that the type checker compares each function with its contract.
 REFERENCE = Ops(
+    set_threads=set_threads,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
     rotate=rotate,

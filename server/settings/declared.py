@@ -235,6 +235,18 @@ class Settings:
         "Compute",
         "Threads that compute. `auto`: one less than the cores that the container may use.",
     )
+    pin_threads: bool = _setting(
+        kinds.switch(),
+        _ENGINE.pin_threads,
+        "Compute",
+        "Tie each computing thread to a core; for a daemon that has its cores to itself.",
+    )
+    cpu_kernels: str = _setting(
+        kinds.choice("auto", "reference", "avx2", "avx512", "avx512_bf16"),
+        _ENGINE.cpu_kernels,
+        "Compute",
+        "Instruction set of the kernels on a CPU. `auto`: the best it has; `reference`: torch.",
+    )
     tensor_parallel_size: int = _setting(
         kinds.integer(1, 1),
         1,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from octavo.kernels import onednn
 from octavo.kernels.ops import PackLinear
-from octavo.kernels.reference import activation, cache, norm, rope
+from octavo.kernels.reference import cache, norm, rope
 from octavo.kernels.reference.linear import pack_linear as reference_pack_linear
+
+from .providers import PROVIDERS, find
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROWS = [1, 2, 33]
@@ -77,13 +81,23 @@ def test_rotate_turns_each_pair_by_its_angle(rows: int, rotary: int, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", ROWS)
-def test_silu_mul(rows: int, dtype: torch.dtype) -> None:
-    gate_up = normal(rows, 2 * 24, dtype=dtype)
+@pytest.mark.parametrize("shape", [(0, 24), (1, 1), (1, 24), (2, 16), (33, 47), (600, 100)])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_silu_mul(provider: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    rows, size = shape
+    gate_up = 3 * normal(rows, 2 * size, dtype=dtype)
     gate, up = gate_up.double().chunk(2, -1)
     before = gate_up.clone()
-    assert_near(activation.silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)
+    assert_near(find(provider, "silu_mul")(gate_up), gate / (1 + (-gate).exp()) * up)
     assert torch.equal(gate_up, before)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_silu_mul_of_numbers_far_out(provider: str) -> None:
+    gate = torch.tensor([[-1e38, -200.0, -89.0, -0.0, 89.0, 1e38, math.inf, math.nan]])
+    out = find(provider, "silu_mul")(torch.cat((gate, torch.ones_like(gate)), -1))
+    expected = torch.tensor([[0.0, 0.0, 0.0, 0.0, 89.0, 1e38, math.inf, math.nan]])
+    torch.testing.assert_close(out, expected, equal_nan=True)
 
 
 def test_copy_blocks_reads_all_before_it_writes_any() -> None:

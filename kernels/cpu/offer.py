@@ -1,0 +1,27 @@
+"""The list of ops that exist in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from .activation import silu_mul
+from .library import Library, levels, load
+from .threads import set_threads
+
+# Each makes an op of a library.
+_MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyType(
+    {
+        "set_threads": set_threads,
+        "silu_mul": silu_mul,
+    }
+)
+
+
+def offer(level: str) -> Mapping[str, Callable[..., Any]]:
+    """The ops of a level: none where the CPU lacks its instructions or it cannot be built."""
+    library = load(level) if level in levels() else None
+    if library is None:
+        return MappingProxyType({})
+    return MappingProxyType({name: make(library) for name, make in _MAKERS.items()})

@@ -1,0 +1,21 @@
+"""The threads that compute."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..ops import SetThreads
+from .library import COUNT, POINTER, Library
+
+
+def set_threads(library: Library) -> SetThreads:
+    resize = library.function("set_threads", COUNT, POINTER, COUNT)
+
+    def run(count: int, *, pin: bool = False) -> None:
+        torch.set_num_threads(count)
+        cores = sorted(os.sched_getaffinity(0)) if pin else []
+        resize(count, (COUNT * len(cores))(*cores), len(cores))
+
+    return run

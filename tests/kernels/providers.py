@@ -1,0 +1,24 @@
+"""Who offers an op on this machine: the reference, and each level of the C++ kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from octavo.kernels.cpu.library import levels
+from octavo.kernels.cpu.offer import offer
+from octavo.kernels.reference import OPS as REFERENCE
+
+PROVIDERS = ("reference", *levels())
+
+
+@cache
+def find(provider: str, op: str) -> Callable[..., Any]:
+    """The op of a provider; built at the first call."""
+    offered = REFERENCE if provider == "reference" else offer(provider)
+    if provider != "reference" and not offered:
+        pytest.skip("there is no C++ compiler")
+    return offered[op]
