@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.errors import EngineDead, OctavoError
+from octavo.engine.errors import ConfigError, EngineDead, OctavoError
 from octavo.version import __version__
 
 from .admin import Admin
@@ -44,6 +44,8 @@ from .protocol import http_server
 from .settings import Settings
 from .terminal import StartupProgress, banner
 from .text.grammar_check import GrammarCheck
+from .text.template_sandbox import TemplateFault
+from .text.template_worker import Renderer, TemplateWorker
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
@@ -59,12 +61,13 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     grammar_check: Callable[[Path], GrammarCheck] = GrammarCheck,
+    renderer: Callable[[], Renderer] = TemplateWorker,
 ) -> FastAPI:
     """The ASGI application over an engine that the caller starts and stops.
 
     It may be served before the engine is ready: /health says so, generation answers 503. When it
     is, tell `models.ready`. `app.state.admission` is where a caller asks for a drain, and
-    `app.state.checks` has what is to be closed at the end.
+    `app.state.helpers` has what is to be closed at the end.
     """
     default = next(iter(models))
     metrics = metrics or Metrics(
@@ -82,6 +85,7 @@ def create_app(
         requests=lambda: admission.requests.waiting, tokens=lambda: admission.tokens.waiting
     )
     checks = {model.folder: grammar_check(model.folder) for model in models}
+    own, strangers = renderer(), renderer()
     desk = Desk(
         settings=settings,
         engine=engine,
@@ -89,6 +93,8 @@ def create_app(
         admission=admission,
         generation=Generation(engine, metrics, at_once=settings.max_num_seqs),
         checks=checks,
+        renderer=own,
+        strangers_renderer=strangers,
         fingerprint=_fingerprint(settings, default),
     )
     app = FastAPI(
@@ -99,7 +105,8 @@ def create_app(
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.admission = admission
-    app.state.checks = tuple(checks.values())
+    app.state.renderer = own
+    app.state.helpers = (*checks.values(), own, strangers)
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
     app.add_middleware(Gate, admission=admission)
@@ -167,7 +174,8 @@ class _Daemon:
         self._metrics = Metrics(model_name=model.name, longest_context=model.config.context_length)
         app = create_app(engine, self._models, settings, metrics=self._metrics)
         self._admission: Admission = app.state.admission
-        self._checks: tuple[GrammarCheck, ...] = app.state.checks
+        self._renderer: Renderer = app.state.renderer
+        self._helpers: tuple[GrammarCheck | Renderer, ...] = app.state.helpers
         self._folder = model.folder
         self._server = http_server(
             app, settings, connections=connection_limit(settings.max_connections)
@@ -197,10 +205,11 @@ class _Daemon:
             await self._engine.stop()
             self._server.end()
             await http
-            for check in self._checks:
-                await check.close()
+            for helper in self._helpers:
+                await helper.close()
 
     async def _start_engine(self) -> None:
+        await self._check_templates()
         await self._engine.start(self._progress)
         capacity = self._engine.capacity
         self._models.ready(capacity.max_model_len)
@@ -208,6 +217,17 @@ class _Daemon:
         seconds = time.monotonic() - self._began
         model = next(iter(self._models))
         self._progress.ready(banner(model, capacity, url_of(self._listener), seconds))
+
+    async def _check_templates(self) -> None:
+        """Raises ConfigError. While it looks, the engine's process is loading already."""
+        for template in (model.template for model in self._models):
+            for name, source in template.sources.items() if template is not None else ():
+                try:
+                    await self._renderer.check(source)
+                except TemplateFault as fault:
+                    raise ConfigError(
+                        f"The chat template {name!r} cannot be used: {fault}."
+                    ) from None
 
     async def _drain(self) -> None:
         self._admission.draining = True

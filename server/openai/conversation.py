@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.engine.errors import ConfigError, InvalidParameter
 
-from ..text.template import ChatTemplate
+from ..text.template import ChatTemplate, refusal
+from ..text.template_sandbox import TemplateFault
 from .params import INLINE_CHARACTERS
 from .schema import ChatRequest, Message, TokenizeRequest
 
 if TYPE_CHECKING:
     from ..models import ServedModel
+    from ..text.template_worker import Renderer
 
+Result = TypeVar("Result")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _RESERVED = frozenset(
     ("self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -109,12 +112,13 @@ def template_options(
 
 
 async def encode_messages(
+    renderer: Renderer,
     template: ChatTemplate,
     messages: Sequence[Message],
     raw: Sequence[Mapping[str, Any]],
     **options: Any,
 ) -> list[int]:
-    """Token ids of a conversation.
+    """Token ids of a conversation; of a long one without keeping the event loop.
 
     `raw` has the messages as they came, with the fields that only templates know.
 
@@ -125,9 +129,32 @@ async def encode_messages(
     given = [
         {name: value for name, value in message.items() if value is not None} for message in raw
     ]
+    run = _here if _fits((given, options), INLINE_CHARACTERS) else asyncio.to_thread
+    rendering = await run(lambda: template.prepare(given, **options))
+    try:
+        text = await renderer.render(
+            rendering.source, rendering.variables, longest=rendering.longest
+        )
+    except TemplateFault as fault:
+        raise refusal(fault) from None
+    run = _here if len(text) <= INLINE_CHARACTERS else asyncio.to_thread
+    return await run(lambda: template.ids_of(rendering, text))
 
-    def work() -> list[int]:
-        return template.encode(given, **options)
 
-    size = sum(len(str(message.get("content", ""))) for message in given)
-    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+async def _here(work: Callable[[], Result]) -> Result:
+    return work()
+
+
+def _fits(value: Any, limit: int) -> bool:
+    """Whether `value` has at most `limit` characters and parts; looks at no more than that."""
+    left = limit
+    heap = [value]
+    while heap and left >= 0:
+        part = heap.pop()
+        left -= len(part) if isinstance(part, str) else 1
+        if isinstance(part, Mapping):
+            heap += part.keys()
+            heap += part.values()
+        elif isinstance(part, list | tuple):
+            heap += part
+    return left >= 0

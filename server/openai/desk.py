@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..models import ModelPool, ServedModel
     from ..settings import Settings
     from ..text.grammar_check import GrammarCheck
+    from ..text.template_worker import Renderer
 
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 TimedSchema = TypeVar("TimedSchema", bound=TimedRequest)
@@ -55,6 +56,8 @@ class Desk:
     admission: Admission
     generation: Generation
     checks: Mapping[Path, GrammarCheck]  # of grammars, by folder of the model
+    renderer: Renderer  # of the models' own chat templates
+    strangers_renderer: Renderer  # of those that requests bring: a slow one delays no others
     fingerprint: str  # the same for the same configuration
 
     async def read(self, request: Request, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
@@ -104,6 +107,10 @@ class Desk:
     def check_of(self, model: ServedModel) -> GrammarCheck:
         """Who finds out whether a grammar can be used for answers of `model`."""
         return self.checks[model.folder]
+
+    def renderer_of(self, given: str | None) -> Renderer:
+        """Who renders the chat template `given` by a request; None: the model's own."""
+        return self.renderer if given is None else self.strangers_renderer
 
     def require_accepting(self) -> None:
         """Raises EngineDead: a request can be neither served nor wait for a restart; and why."""

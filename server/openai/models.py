@@ -88,6 +88,7 @@ class Models:
     ) -> list[int]:
         trusted = self._desk.settings.trust_request_chat_template
         return await encode_messages(
+            self._desk.renderer_of(body.chat_template),
             template_for(model, body.chat_template, trusted=trusted),
             body.messages or [],
             raw,

@@ -65,7 +65,9 @@ async def prepare_turn(
         documents=body.documents,
         tools=obligation.tools,
     )
-    rendered = await encode_messages(template, body.messages, raw["messages"], **options)
+    rendered = await encode_messages(
+        desk.renderer_of(body.chat_template), template, body.messages, raw["messages"], **options
+    )
     prompt = _framed(rendered, body, model)
     desk.require_accepting()
     check_context(prompt, max_tokens, context_of(model), "messages")

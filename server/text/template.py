@@ -1,26 +1,21 @@
 """`ChatTemplate`: messages to a prompt, with the Jinja template that came with the checkpoint.
 
-The template runs in a sandbox, and words of a user which look like a control token (`<|im_end|>`)
-stay words: while rendering, each look-alike carries a mark inside, and the rendered prompt is then
-tokenized with only the unmarked control tokens, the template's own, taken as such.
+Words of a user which look like a control token (`<|im_end|>`) stay words: while rendering, each
+look-alike carries a mark inside, and the rendered prompt is then tokenized with only the unmarked
+control tokens, the template's own, taken as such.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from typing import Any
 
 from octavo.engine.errors import BrokenCheckpoint, ConfigError, InvalidParameter
 
+from .template_sandbox import Sandbox, TemplateFault
 from .tokenizer import Tokenizer, read_json
 
 # Unicode sets these aside for a program's own use: no text should have them.
@@ -28,6 +23,21 @@ _MARKS = [chr(point) for point in range(0xFDD0, 0xFDF0)]
 
 Message = Mapping[str, Any]
 """A message as it came over the wire: role, content, tool_calls ..."""
+
+
+_LONGEST = 1 << 20  # characters that a template may make of nothing
+_LONGEST_PER_CHARACTER = 4  # and of each character that it is given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """A template that is to be rendered, and what must be known of that afterwards."""
+
+    source: str
+    variables: Mapping[str, Any]
+    longest: int  # characters that may come out
+    end: str | None = None  # a mark in the text behind which it is cut off
+    mark: str | None = None  # breaks up what must not be taken for a control token
 
 
 class ChatTemplate:
@@ -39,8 +49,14 @@ class ChatTemplate:
             templates = {"default": templates}
         self.sources = dict(templates)
         self._tokenizer = tokenizer
-        self._environment = _environment()
-        self._compiled = {name: self._compile(name, text) for name, text in templates.items()}
+        self._sandbox = Sandbox()
+        for name, source in templates.items():
+            try:
+                self._sandbox.parse(source)
+            except TemplateFault as fault:
+                raise ConfigError(
+                    f"The chat template {name!r} is not valid Jinja: {fault}."
+                ) from None
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -69,102 +85,103 @@ class ChatTemplate:
         """All of its sources: what they speak of tells how the model writes."""
         return "\n".join(self.sources.values())
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
-    ) -> str:
-        """The prompt as text, control tokens written out.
+    def render(self, messages: Sequence[Message], **options: Any) -> str:
+        """The prompt as text, control tokens written out. Runs the template here and now.
 
-        `continue_final_message` leaves the last message open, to be continued by the model.
-        `variables` are further template variables.
-
-        Raises:
-            InvalidParameter: the template refuses these messages.
+        Takes and raises what `prepare` and `text_of` do.
         """
-        name = "tool_use" if tools and "tool_use" in self._compiled else "default"
-        template = self._compiled.get(name) or next(iter(self._compiled.values()))
-        prepared = [self._prepared(message) for message in messages]
-        end = _unused_mark((prepared, tools, documents, variables))
-        if continue_final_message:
-            _require_open_end(prepared, add_generation_prompt)
-            prepared[-1]["content"] += end
-        try:
-            text = template.render(
-                {
-                    **self._tokenizer.special_tokens,
-                    **variables,
-                    "messages": prepared,
-                    "tools": tools,
-                    "documents": documents,
-                    "add_generation_prompt": add_generation_prompt,
-                }
-            )
-        except Exception as error:  # a template is a program: whatever it raises, it refuses
-            raise InvalidParameter(
-                f"The model's chat template refuses these messages: {error}.", param="messages"
-            ) from error
-        if not continue_final_message:
-            return text
-        if end not in text:
-            raise InvalidParameter(
-                "The model's chat template drops the last message, which cannot be continued.",
-                param="continue_final_message",
-            )
-        return text[: text.rindex(end)]
+        return self.text_of(*self._run(self.prepare(messages, literal=False, **options)))
 
-    def encode(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
-    ) -> list[int]:
+    def encode(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """The prompt as token ids; control tokens in the caller's strings stay text.
 
-        Takes and raises what `render` does.
+        Takes and raises what `prepare` and `ids_of` do.
         """
-        given = (messages, tools, documents, variables)
-        mark = _unused_mark(given)
+        return self.ids_of(*self._run(self.prepare(messages, **options)))
+
+    def _run(self, rendering: Rendering) -> tuple[Rendering, str]:
+        source, variables, longest = rendering.source, rendering.variables, rendering.longest
+        try:
+            return rendering, self._sandbox.render(source, variables, longest=longest)
+        except TemplateFault as fault:
+            raise refusal(fault) from None
+
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        literal: bool = True,
+        **variables: Any,
+    ) -> Rendering:
+        """What is to be rendered, for whoever runs templates.
+
+        Args:
+            continue_final_message: the last message is left open, to be continued by the model.
+            literal: control tokens in the caller's strings are to stay text.
+            variables: further template variables.
+
+        Raises:
+            InvalidParameter: the last message cannot be continued, or the marks are used up.
+        """
+        name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        source = self.sources.get(name) or next(iter(self.sources.values()))
+        prepared = [self._prepared(message) for message in messages]
+        given: Any = (prepared, tools, documents, variables)
+        marks, length = _unused_marks(given)
         touched = False
 
         def break_up(text: str) -> str:
             nonlocal touched
-            broken = self._tokenizer.marked(text, mark=mark)
+            broken = self._tokenizer.marked(text, mark=marks[0])
             touched = touched or broken != text
             return broken
 
-        prepared = [self._prepared(message) for message in messages]
-        safe_messages, safe_tools, safe_documents, safe_variables = _map_strings(
-            (prepared, tools, documents, variables), break_up
+        if literal:
+            given = _map_strings(given, break_up)
+        prepared, tools, documents, variables = given
+        if continue_final_message:
+            _require_open_end(prepared, add_generation_prompt)
+            prepared[-1]["content"] += marks[1]
+        return Rendering(
+            source=source,
+            variables={
+                **self._tokenizer.special_tokens,
+                **variables,
+                "messages": prepared,
+                "tools": tools,
+                "documents": documents,
+                "add_generation_prompt": add_generation_prompt,
+            },
+            longest=_LONGEST + _LONGEST_PER_CHARACTER * length,
+            end=marks[1] if continue_final_message else None,
+            mark=marks[0] if touched else None,
         )
-        text = self.render(
-            safe_messages,
-            tools=safe_tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            documents=safe_documents,
-            **safe_variables,
-        )
-        if touched:
-            return self._tokenizer.encode_marked(text, mark=mark)
-        return self._tokenizer.encode(text, add_special_tokens=False, parse_special=True)
 
-    def _compile(self, name: str, source: str) -> jinja2.Template:
-        try:
-            return self._environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"The chat template {name!r} is not valid Jinja: {str(error).rstrip('.')}."
-            ) from None
+    def text_of(self, rendering: Rendering, text: str) -> str:
+        """The prompt, of what was rendered.
+
+        Raises:
+            InvalidParameter: the template dropped the message that is to be continued.
+        """
+        if rendering.end is None:
+            return text
+        if rendering.end not in text:
+            raise InvalidParameter(
+                "The model's chat template drops the last message, which cannot be continued.",
+                param="continue_final_message",
+            )
+        return text[: text.rindex(rendering.end)]
+
+    def ids_of(self, rendering: Rendering, text: str) -> list[int]:
+        """The prompt's token ids, of what was rendered. Raises what `text_of` does."""
+        text = self.text_of(rendering, text)
+        if rendering.mark is not None:
+            return self._tokenizer.encode_marked(text, mark=rendering.mark)
+        return self._tokenizer.encode(text, add_special_tokens=False, parse_special=True)
 
     def _prepared(self, message: Message) -> dict[str, Any]:
         """A message as templates expect it: plain text content, arguments as an object."""
@@ -244,67 +261,30 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _unused_mark(value: Any) -> str:
-    """A character that occurs in no string of `value`."""
+def _unused_marks(value: Any) -> tuple[tuple[str, str], int]:
+    """Two characters that occur in no string of `value`, and how many characters it has."""
     used: set[str] = set()
+    length = 0
 
     def note(text: str) -> str:
+        nonlocal length
+        length += len(text)
         used.update(text)
         return text
 
     _map_strings(value, note)
-    free = next((mark for mark in _MARKS if mark not in used), None)
-    if free is None:
+    free = [mark for mark in _MARKS if mark not in used]
+    if len(free) < 2:
         raise InvalidParameter(
             "The messages use all of U+FDD0 to U+FDEF, which Unicode keeps for programs.",
             param="messages",
         )
-    return free
+    return (free[0], free[1]), length
 
 
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}`: training tools mark the assistant's words with it; here it is silent."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> jinja2.Environment:
-    """What templates on the hub are written for, without a way out of the sandbox."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
+def refusal(fault: TemplateFault) -> InvalidParameter:
+    """What a client is told of it."""
+    return InvalidParameter(
+        f"The model's chat template refuses these messages: {str(fault).rstrip('.')}.",
+        param="messages",
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON for a model to read: characters as they are, nothing escaped for a browser."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)

@@ -39,7 +39,7 @@ async def paged(
         await server.until_empty()
     finally:
         await engine.stop()
-        for check in server.app.state.checks:
+        for check in server.app.state.helpers:
             await check.close()
 
 

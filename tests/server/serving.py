@@ -25,6 +25,7 @@ from octavo.server.protocol import http_server
 from octavo.server.settings import Settings
 from octavo.server.text.grammar_check import GrammarCheck
 from octavo.server.text.template import ChatTemplate
+from octavo.server.text.template_worker import InProcess, Renderer
 from octavo.server.text.tokenizer import Tokenizer
 
 from ..fakes.engine import Script, ScriptedEngine, told
@@ -115,9 +116,9 @@ class Served:
         return await self.http.post(path, json=body, **options)
 
     async def close(self) -> None:
-        """End what has been started to check grammars."""
-        for check in self.app.state.checks:
-            await check.close()
+        """End what has been started to check grammars and render templates."""
+        for helper in self.app.state.helpers:
+            await helper.close()
 
     async def complete(self, **body: Any) -> dict[str, Any]:
         """The answer of /v1/completions, which must be a success."""
@@ -184,6 +185,7 @@ def serve(
     served: ServedModel | None = None,
     engine: ScriptedEngine | None = None,
     grammar_check: Callable[[Path], GrammarCheck] = GrammarCheck,
+    renderer: Callable[[], Renderer] = InProcess,
     **settings: Any,
 ) -> Served:
     """In process: no socket, answers arrive whole."""
@@ -197,6 +199,7 @@ def serve(
         chosen,
         metrics=metrics,
         grammar_check=grammar_check,
+        renderer=renderer,
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url="http://octavo")

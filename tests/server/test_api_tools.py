@@ -372,7 +372,7 @@ async def test_return_token_ids_of_silent_tokens_too() -> None:
 async def test_each_tool_is_checked_by_itself_before_all_together() -> None:
     server = trusting(CALL)
     await server.chat(tools=[WEATHER, TIME])
-    (check,) = server.app.state.checks
+    check, *_ = server.app.state.helpers
     assert [path for _, path in check.asked] == [
         "tools[0].function.parameters",
         "tools[1].function.parameters",
