@@ -11,7 +11,7 @@ NODE   := tests/clients/node
 # One thread a test process: the tests are many small ones.
 TEST   := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-.PHONY: help serve test test-all clients check format train clean
+.PHONY: help serve test test-all drills soak clients check format train clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 14
@@ -24,6 +24,12 @@ test: $(VENV)/.test-ready     ## the fast tests (minutes)
 
 test-all: $(VENV)/.test-ready clients  ## every test, slow ones too
 	$(TEST) -q -m 'slow or not slow' $(ARGS)
+
+drills: $(VENV)/.serve-ready  ## crashes, freezes, overload ... of a real daemon, each a pass or not (ARGS="crash freeze")
+	$(BIN)/python -m octavo.loadtest.drills $(ARGS)
+
+soak: $(VENV)/.serve-ready    ## half an hour of traffic, a fifth of it hostile (ARGS="--minutes 5")
+	$(BIN)/python -m octavo.loadtest.drills soak $(ARGS)
 
 clients: $(CLIENTS)/.ready $(NODE)/node_modules/.package-lock.json  ## the clients that tests/clients drives a server with
 

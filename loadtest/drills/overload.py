@@ -1,0 +1,135 @@
+"""Ten times what the daemon can do, in an open loop: it must do what it can, and say no quickly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Sequence
+
+from .daemon import Daemon, serving
+from .effort import Effort
+from .verdict import Outcome, at_least, at_most, none
+from .wire import Answer, ask, get
+
+_PROMPT, _OUTPUT = 64, 128  # tokens
+_TIMES = 10.0
+_CLIENTS = 64  # of the closed loop that finds the peak
+_QUEUE = 64
+_WARM_UP = 0.25  # of the time, not counted
+_REFUSED = (429, 503)
+
+
+async def overload(effort: Effort) -> Outcome:
+    draw = random.Random(effort.seed)
+    queue = ("--max-queue-requests", str(_QUEUE))
+    async with serving("--max-num-seqs", str(_CLIENTS), "--kv-memory", "512MiB", *queue) as daemon:
+        peak = await _peak(daemon, effort.overload_seconds, draw)
+        health = _Health(daemon)
+        watching = asyncio.create_task(health.watch())
+        rate = _TIMES * peak / _OUTPUT
+        answers = await _open_loop(daemon, rate, effort.overload_seconds, draw)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        idle = await daemon.idle_after(10.0)
+    good = [answer for answer in answers if answer.good]
+    refused = [answer for answer in answers if answer.status in _REFUSED]
+    others = [answer for answer in answers if not answer.good and answer not in refused]
+    ends = sorted(answer.ended for answer in good)
+    goodput = _rate(ends, effort.overload_seconds, answers)
+    return Outcome(
+        checks=(
+            at_least("goodput over peak", goodput / peak, 0.9),
+            at_most("refusals p95, ms", 1e3 * share([a.seconds for a in refused], 0.95), 50.0),
+            at_least("refusals", len(refused), 1),
+            none(
+                "refusals without Retry-After", sum("retry-after" not in a.headers for a in refused)
+            ),
+            none("other answers, or none", len(others)),
+            none("looks at /health that were not 200", health.bad),
+            none("daemons not idle afterwards", int(idle == float("inf"))),
+        ),
+        figures={
+            "peak, output tokens/s": round(peak, 1),
+            "goodput, output tokens/s": round(goodput, 1),
+            "offered, requests/s": round(rate, 1),
+            "sent": len(answers),
+            "served": len(good),
+            "/health p95, ms": round(1e3 * share(health.seconds, 0.95), 1),
+            "/health slowest, ms": round(1e3 * share(health.seconds, 1.0), 1),
+            "TTFT p95 of served, s": round(share([a.first - a.sent for a in good], 0.95), 3),
+            "examples": "; ".join(answer.why() for answer in others[:3])[:500],
+        },
+    )
+
+
+def share(values: Sequence[float], part: float) -> float:
+    """The value that `part` of all are not above; nan where there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
+
+
+def _rate(ends: Sequence[float], seconds: float, answers: Sequence[Answer]) -> float:
+    """Output tokens a second of whole answers that ended within the measured time."""
+    began = min(answer.sent for answer in answers)
+    first, last = began + _WARM_UP * seconds, began + seconds
+    return _OUTPUT * sum(first <= end <= last for end in ends) / (last - first)
+
+
+def _body(draw: random.Random) -> dict[str, object]:
+    return {
+        "prompt": [draw.randint(300, 3900) for _ in range(_PROMPT)],
+        "max_tokens": _OUTPUT,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+    }
+
+
+async def _peak(daemon: Daemon, seconds: float, draw: random.Random) -> float:
+    """Output tokens a second with all clients always waiting for an answer."""
+    began = time.perf_counter()
+    answers: list[Answer] = []
+
+    async def client() -> None:
+        while time.perf_counter() - began < seconds:
+            answers.append(await ask(daemon.url, "/v1/completions", _body(draw)))
+
+    await asyncio.gather(*(client() for _ in range(_CLIENTS)))
+    failed = [answer.why() for answer in answers if not answer.good]
+    if failed:
+        raise ValueError(f"requests fail without overload: {failed[0]}")
+    return _rate([answer.ended for answer in answers], seconds, answers)
+
+
+async def _open_loop(
+    daemon: Daemon, rate: float, seconds: float, draw: random.Random
+) -> list[Answer]:
+    """Requests at random moments, `rate` a second, whatever becomes of the earlier ones."""
+    asking: list[asyncio.Task[Answer]] = []
+    began = due = time.perf_counter()
+    while due - began < seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        asking.append(asyncio.create_task(ask(daemon.url, "/v1/completions", _body(draw))))
+        due += draw.expovariate(rate)
+    return list(await asyncio.gather(*asking))
+
+
+class _Health:
+    """Looks at /health all the time."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self.seconds: list[float] = []
+        self.bad = 0
+
+    async def watch(self) -> None:
+        while True:
+            began = time.perf_counter()
+            status = 0
+            with contextlib.suppress(OSError, EOFError, TimeoutError):
+                status, _ = await get(self._daemon.url, "/health")
+            self.bad += status != 200
+            self.seconds.append(time.perf_counter() - began)
+            await asyncio.sleep(0.1)

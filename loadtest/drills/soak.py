@@ -1,0 +1,143 @@
+"""Half an hour of mixed traffic, a fifth of it hostile: memory and descriptors must stay level."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .daemon import Daemon, serving
+from .disconnects import WAYS, leave
+from .effort import Effort
+from .malformed import broken_bodies
+from .mix import MIX
+from .verdict import Outcome, at_least, at_most, none
+from .wire import ask, connect, head_of, read_head
+
+_WORKERS = 10
+_HOSTILE = 2  # of the workers
+_WARM_UP = 1 / 3  # of the time: caches fill, pools grow
+_LOOK_SECONDS = 1.0
+_SLOPE = 16.0  # MiB an hour
+_HOURS = 0.5  # for which the slope must hold; a shorter soak may grow by as much as this one
+_MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class _Traffic:
+    answers: int = 0
+    hostile: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+async def soak(effort: Effort) -> Outcome:
+    traffic = _Traffic()
+    moments: list[float] = []
+    memory: list[float] = []
+    descriptors: list[float] = []
+    arguments = ("--max-num-seqs", "16", "--kv-memory", "128MiB")
+    async with serving(*arguments) as daemon:
+        began = time.perf_counter()
+        until = began + effort.soak_seconds
+        workers = [
+            asyncio.create_task(
+                _hostile(daemon, traffic, until, effort.seed + number)
+                if number < _HOSTILE
+                else _friendly(daemon, traffic, until, effort.seed + number)
+            )
+            for number in range(_WORKERS)
+        ]
+        while time.perf_counter() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+            moments.append(time.perf_counter() - began)
+            memory.append(daemon.memory() / _MIB)
+            descriptors.append(daemon.descriptors())
+        await asyncio.gather(*workers)
+        idle = await daemon.idle_after(10.0)
+        metrics, audits = await daemon.metrics(), await daemon.audit_failures()
+    warm = int(len(moments) * _WARM_UP)
+    hours = (moments[-1] - moments[warm]) / 3600
+    slope = slope_of(moments[warm:], memory[warm:]) * 3600
+    more = slope_of(moments[warm:], descriptors[warm:]) * 3600 * hours
+    return Outcome(
+        checks=(
+            at_most("memory, MiB/h", slope, _SLOPE * max(1.0, _HOURS / hours)),
+            at_most("descriptors more at the end", more, 4),
+            none("failed requests", len(traffic.failures)),
+            at_least("answers", traffic.answers, 1),
+            at_least("hostile acts", traffic.hostile, 1),
+            none("errors in block accounting", audits),
+            none("engine restarts", metrics.get("octavo:engine_restarts_total", 0.0)),
+            none("daemons not idle afterwards", int(idle == float("inf"))),
+        ),
+        figures={
+            "minutes": round(moments[-1] / 60, 1),
+            "memory after warm-up, MiB": round(memory[warm], 1),
+            "memory at the end, MiB": round(memory[-1], 1),
+            "descriptors at the end": descriptors[-1],
+            "answers": traffic.answers,
+            "hostile acts": traffic.hostile,
+            "examples": "; ".join(traffic.failures[:3])[:500],
+        },
+    )
+
+
+def slope_of(moments: Sequence[float], values: Sequence[float]) -> float:
+    """Per unit of `moments`: the median of the slopes between early and late pairs, which a few
+    outliers do not move (Theil 1950, Sen 1968, on pairs half of the time apart)."""
+    half = len(moments) // 2
+    slopes = sorted(
+        (values[i + half] - values[i]) / (moments[i + half] - moments[i])
+        for i in range(len(moments) - half)
+        if moments[i + half] > moments[i]
+    )
+    return slopes[len(slopes) // 2] if slopes else float("nan")
+
+
+async def _friendly(daemon: Daemon, traffic: _Traffic, until: float, seed: int) -> None:
+    draw = random.Random(seed)
+    while time.perf_counter() < until:
+        kind = draw.choice(MIX)
+        answer = await ask(daemon.url, kind.path, {**kind.body, "seed": draw.randrange(2**31)})
+        traffic.answers += 1
+        if not answer.good:
+            traffic.failures.append(f"{kind.name}: {answer.why()}")
+
+
+async def _hostile(daemon: Daemon, traffic: _Traffic, until: float, seed: int) -> None:
+    """Broken bodies, and clients that leave."""
+    draw = random.Random(seed)
+    bodies = broken_bodies(seed, 1 << 40)
+    kept: list[asyncio.StreamWriter] = []
+    while time.perf_counter() < until:
+        traffic.hostile += 1
+        if draw.random() < 0.5:
+            await leave(
+                daemon.url,
+                {"stream": draw.random() < 0.5, "n": draw.choice((1, 3))},
+                draw.choice(WAYS),
+                draw.uniform(0.0, 0.5),
+                kept,
+            )
+        else:
+            await _malformed(daemon.url, *next(bodies))
+        while len(kept) > 3:
+            kept.pop(0).close()
+        await asyncio.sleep(draw.uniform(0.0, 0.2))
+    for writer in kept:
+        writer.close()
+
+
+async def _malformed(url: str, path: str, body: bytes) -> None:
+    try:
+        async with asyncio.timeout(2.0):
+            reader, writer = await connect(url)
+            try:
+                writer.write(head_of("POST", path, len(body)) + body)
+                await read_head(reader)
+            finally:
+                writer.close()
+    except (OSError, EOFError, TimeoutError):
+        pass  # what the server makes of it is the drill `malformed`'s to judge
