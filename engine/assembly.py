@@ -1,13 +1,12 @@
 """Where concrete classes are named. Everything is imported when called: importing this module
 imports no torch. It is also the entry of the engine process:
 
-    python -m octavo.engine.assembly SOCKET_FD EPOCH PARENT_PID
+    python -m octavo.engine.assembly SOCKET_FD MEMORY_FD EPOCH PARENT_PID
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -22,6 +21,8 @@ from .config import EngineConfig
 from .errors import OctavoError
 from .executor.base import Capacity, Executor
 from .executor.base import Progress as OnProgress
+from .heartbeat import Pulse, inherited_memory
+from .lifeline import die_with
 
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from .worker.runner import Runner
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
 
 
 def build_executor(config: EngineConfig, *, epoch: int = 0) -> Executor:
@@ -73,7 +72,10 @@ def _line(config: EngineConfig, channel: Channel) -> Line:
 
 
 def build_engine(
-    config: EngineConfig, progress: OnProgress, executor: Executor | None = None
+    config: EngineConfig,
+    progress: OnProgress,
+    executor: Executor | None = None,
+    pulse: Pulse | None = None,
 ) -> tuple[Engine, Capacity]:
     """A started engine in this process, and what it can do.
 
@@ -86,15 +88,28 @@ def build_engine(
     executor = executor or build_executor(config)
     capacity = executor.start(progress)
     scheduler = Scheduler(config, capacity)
-    return Engine(scheduler, executor, overlap=config.overlap), capacity
+    return Engine(scheduler, executor, overlap=config.overlap, pulse=pulse), capacity
 
 
-def build_async_engine(config: EngineConfig) -> AsyncEngine:
+def build_async_engine(
+    config: EngineConfig, *, max_restarts: int, hang_timeout: float
+) -> AsyncEngine:
     """The engine in a process of its own. The process is started here and now, so that it loads
-    while the caller still imports its web framework."""
-    from .async_engine import AsyncEngine
+    while the caller still imports its web framework.
 
-    return AsyncEngine(lambda epoch: launch_process(config, epoch), host=launch_process(config, 0))
+    Args:
+        max_restarts: fruitless ones in a row, before it is given up.
+        hang_timeout: seconds without progress that any step may take.
+    """
+    from .async_engine import AsyncEngine
+    from .supervisor import RestartPolicy
+
+    return AsyncEngine(
+        lambda epoch: launch_process(config, epoch),
+        host=launch_process(config, 0),
+        restarts=RestartPolicy(limit=max_restarts),
+        hang_timeout=hang_timeout,
+    )
 
 
 def build_threaded_engine(config: EngineConfig, executor: Executor | None = None) -> AsyncEngine:
@@ -102,8 +117,8 @@ def build_threaded_engine(config: EngineConfig, executor: Executor | None = None
     from .async_engine import AsyncEngine
     from .supervisor import EngineThread
 
-    def run(channel: Channel) -> None:
-        run_engine(config, channel, executor)
+    def run(channel: Channel, pulse: Pulse) -> None:
+        run_engine(config, channel, executor, pulse)
 
     return AsyncEngine(lambda epoch: EngineThread(run, epoch))
 
@@ -114,7 +129,12 @@ def launch_process(config: EngineConfig, epoch: int) -> EngineProcess:
     return EngineProcess(config, epoch)
 
 
-def run_engine(config: EngineConfig, channel: Channel, executor: Executor | None = None) -> None:
+def run_engine(
+    config: EngineConfig,
+    channel: Channel,
+    executor: Executor | None = None,
+    pulse: Pulse | None = None,
+) -> None:
     """Start an engine and serve a channel until it says to shut down.
 
     What stops it from starting or going on is told over the channel.
@@ -124,7 +144,7 @@ def run_engine(config: EngineConfig, channel: Channel, executor: Executor | None
     engine: Engine | None = None
     try:
         executor = executor or build_executor(config, epoch=channel.epoch)
-        engine, capacity = build_engine(config, _reporter(channel), executor)
+        engine, capacity = build_engine(config, _reporter(channel), executor, pulse)
         channel.send(Ready(capacity))
         serve(engine, _line(config, channel))
     except OctavoError as error:
@@ -157,17 +177,10 @@ class _LogOverChannel(logging.Handler):
             self._channel.send(Notice(record.levelno, self.format(record)))
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process when its parent dies (Linux prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
-
-
 def main(arguments: list[str]) -> None:
     """The engine process: one socket, one configuration, one engine."""
-    fd, epoch, parent = (int(argument) for argument in arguments)
-    _die_with(parent)
+    fd, memory_fd, epoch, parent = (int(argument) for argument in arguments)
+    die_with(parent)
     # Between two parallel regions OpenMP's threads spin by default. With any neighbour on the same
     # cores they spin in its time: 2 threads were measured 40 times slower than with sleeping.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -179,7 +192,7 @@ def main(arguments: list[str]) -> None:
         first, *_ = channel.receive(wait=True)
         if not isinstance(first, Start):
             raise TypeError(f"the first message must be Start, not {type(first).__name__}")
-        run_engine(first.config, channel)
+        run_engine(first.config, channel, pulse=Pulse(inherited_memory(memory_fd)))
     except EOFError:
         return
     except Exception as error:

@@ -3,7 +3,8 @@
 It submits requests, hands each one its deltas (one wake-up per step), and aborts what nobody
 listens to any more. When the engine process dies it starts another and re-submits every live
 request with what it already emitted: the sampler is stateless, so each stream goes on with the
-very next token and no client notices.
+very next token and no client notices. About once a second, while there is work, it looks at the
+engine's heartbeat and calls the roll of its requests.
 """
 
 from __future__ import annotations
@@ -14,33 +15,18 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from . import errors
-from .channel import (
-    Abort,
-    AsyncChannel,
-    Fatal,
-    Message,
-    Notice,
-    Progress,
-    Ready,
-    Shutdown,
-    StepReport,
-    Submit,
-)
-from .errors import (
-    ConfigError,
-    DeadlineExceeded,
-    Draining,
-    EngineDead,
-    EngineError,
-    RequestError,
-)
+from .channel import Abort, Message, Missing, Shutdown, StepReport, Submit
+from .errors import ConfigError, DeadlineExceeded, Draining, EngineDead, RequestError
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
+from .heartbeat import Beat
+from .incarnation import Incarnation
 from .live_request import LiveRequest
 from .params import Request
+from .request_table import RequestTable
 from .step import Delta, StepStats, failure_of
 from .supervisor import STOP_GRACE_SECONDS, EngineHost, Launch, RestartPolicy
+from .watch import HANG_SECONDS, LOOK_SECONDS, Watch
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +35,7 @@ log = logging.getLogger(__name__)
 class EngineStatus:
     """Whether requests can be served, and in words what is going on if not."""
 
-    stage: str  # starting | ready | restarting | stopping | dead
+    stage: str  # starting | ready | stalled | restarting | stopping | dead
     detail: str = ""
 
     @property
@@ -57,9 +43,14 @@ class EngineStatus:
         return self.stage == "ready"
 
     @property
+    def up(self) -> bool:
+        """Whether an engine is there, be it one that makes no progress just now."""
+        return self.stage in ("ready", "stalled")
+
+    @property
     def accepting(self) -> bool:
         """Whether a request may be handed over: now, or to wait for a restart."""
-        return self.stage in ("ready", "restarting")
+        return self.up or self.stage == "restarting"
 
 
 class AsyncEngine:
@@ -71,20 +62,28 @@ class AsyncEngine:
         *,
         host: EngineHost | None = None,
         restarts: RestartPolicy | None = None,
+        hang_timeout: float = HANG_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """`host` is a first incarnation that was launched early, while others still imported."""
+        """
+        Args:
+            host: a first incarnation that was launched early, while others still imported.
+            hang_timeout: seconds without progress that any step may take.
+            look_seconds: between two looks at an engine that has work.
+        """
         self._launch = launch
         self._first = host
         self._restarts = restarts or RestartPolicy()
-        self._channel: AsyncChannel | None = None
-        self._host: EngineHost | None = None
+        self._hang_timeout = hang_timeout
+        self._look_seconds = look_seconds
+        self._incarnation: Incarnation | None = None
         self._supervising: asyncio.Task[None] | None = None
-        self._listeners: dict[str, LiveRequest] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._table = RequestTable()
+        self._busy = asyncio.Event()  # somebody listens, or the engine has work
         self._observers: list[Callable[[StepStats], None]] = []
         self._capacity: Capacity | None = None
-        self._completed_steps = False  # by this incarnation
         self.restarts = 0
-        self.resumed_requests = 0
         self.status = EngineStatus("starting", "launched" if host else "not launched yet")
         self.stats = StepStats()
 
@@ -98,7 +97,19 @@ class AsyncEngine:
     @property
     def live_requests(self) -> int:
         """Requests somebody listens to: the front end's own count of pending work."""
-        return len(self._listeners)
+        return len(self._table)
+
+    @property
+    def resumed_requests(self) -> int:
+        """How often a request was given to an engine that had been given to an earlier one."""
+        return self._table.resumed
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the last sign of life; 0 while none is owed."""
+        if self._incarnation is None or not (self.status.up and self._table.awaited):
+            return 0.0
+        return max(0.0, time.monotonic() - self._incarnation.beat.at)
 
     def on_step(self, observer: Callable[[StepStats], None]) -> None:
         """Call `observer` with the statistics of every step from now on."""
@@ -117,6 +128,7 @@ class AsyncEngine:
             self.status = EngineStatus("dead", str(error))
             raise
         self._supervising = asyncio.create_task(self._supervise(), name="engine supervisor")
+        self._watching = asyncio.create_task(self._keep_watch(), name="engine watch")
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of all choices, in the order they are made, until each choice has ended.
@@ -127,16 +139,16 @@ class AsyncEngine:
             EngineDead: the engine is not there, or went away for good.
             Draining: `stop` was called.
             DeadlineExceeded: the request's deadline came first.
+            RequestGivenUp: the engine died of it again and again.
             SequenceFailed: a choice of this request could not be computed.
             Unsatisfiable: the request's own rules leave no token to choose, or its grammar is
                 too costly to follow.
         """
         if not self.status.accepting:
             raise EngineDead(f"The engine is {self.status.stage}: {self.status.detail}.")
-        listener = LiveRequest(request)
-        self._listeners[request.id] = listener
-        if self.status.ready:
-            self._send(Submit((request,)))
+        listener = self._table.open(request)
+        self._busy.set()
+        self._submit()
         expiry = self._expire(listener)
         try:
             while deltas := await listener.take():
@@ -147,13 +159,13 @@ class AsyncEngine:
         finally:
             if expiry is not None:
                 expiry.cancel()
-            del self._listeners[request.id]
-            if not (listener.ended or listener.failed):
+            if self._table.close(listener):
                 self._send(Abort(request.id))
+            self._submit()  # somebody may have waited for the end of a suspect
 
     def finish_choice(self, request_id: str, index: int) -> None:
         """Stop one choice of a live request (its stop string was found); no delta follows."""
-        listener = self._listeners.get(request_id)
+        listener = self._table.find(request_id)
         if listener is not None and not listener.choices[index].finished:
             listener.finish(index)
             self._send(Abort(request_id, index))
@@ -165,18 +177,20 @@ class AsyncEngine:
 
     async def stop(self) -> None:
         """End the engine; what is still live fails with Draining. Idempotent."""
-        was_ready = self.status.ready
+        was_up = self.status.up
         self.status = EngineStatus("stopping", "the daemon is shutting down")
+        if self._watching is not None:
+            self._watching.cancel()
         self._send(Shutdown())
-        if self._supervising is not None and not was_ready:
+        if self._supervising is not None and not was_up:
             self._supervising.cancel()  # it may be starting the next incarnation
-        if self._host is not None:
+        if self._incarnation is not None:
             # An engine that loads a model reads nothing: there is nothing to wait for.
-            await asyncio.to_thread(self._host.stop, STOP_GRACE_SECONDS if was_ready else 0.0)
+            await self._incarnation.stop(STOP_GRACE_SECONDS if was_up else 0.0)
         await self.gone()
-        self._fail_all(Draining("The daemon is being shut down."))
-        if self._channel is not None:
-            await self._channel.close()
+        self._table.fail_all(Draining("The daemon is being shut down."))
+        if self._incarnation is not None:
+            await self._incarnation.close()
 
     def _expire(self, listener: LiveRequest) -> asyncio.TimerHandle | None:
         """End a request at its deadline, whether or not somebody is reading its deltas."""
@@ -188,125 +202,109 @@ class AsyncEngine:
         return loop.call_later(seconds, self._give_up, listener, DeadlineExceeded())
 
     def _give_up(self, listener: LiveRequest, failure: RequestError) -> None:
-        if not (listener.ended or listener.failed):
+        if not listener.over:
             listener.fail(failure)
             self._send(Abort(listener.request.id))
 
     def _send(self, message: Message) -> None:
-        if self._channel is not None:
-            self._channel.send(message)
+        if self._incarnation is not None:
+            self._incarnation.send(message)
+
+    def _submit(self) -> None:
+        """Give the engine what it may have now."""
+        if self.status.up and (due := self._table.due()):
+            self._send(Submit(due))
 
     async def _bring_up(self, host: EngineHost, progress: OnProgress) -> None:
-        """Wait until an incarnation is ready, then give it every live request."""
-        self._host = host
-        self._completed_steps = False
-        channel = self._channel = await AsyncChannel.open(host.socket, epoch=host.epoch)
-        ready = False
-        while not ready:
-            try:
-                message = await channel.receive()
-            except EOFError:
-                await asyncio.to_thread(host.stop)
-                raise EngineDead(f"The engine did not start: it {host.ending()}.") from None
-            match message:
-                case Progress(stage, done, total):
-                    self.status = EngineStatus(self.status.stage, stage)
-                    progress(stage, done, total)
-                case Notice(level, text):
-                    log.log(level, "%s", text)
-                case Ready(capacity):
-                    self._capacity = capacity
-                    ready = True
-                case Fatal(name, text):
-                    await asyncio.to_thread(host.stop)
-                    raise _fatal(name, text)
-                case _:
-                    await asyncio.to_thread(host.stop)
-                    raise EngineDead(f"A starting engine sends no {type(message).__name__}.")
+        """Wait until an incarnation is ready, then give it what is live."""
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            self.status = EngineStatus(self.status.stage, stage)
+            progress(stage, done, total)
+
+        watch = Watch(patience=self._hang_timeout, interval=self._look_seconds)
+        self._incarnation = await Incarnation.meet(host, watch)
+        self._capacity = await self._incarnation.started(on_progress)
         self.status = EngineStatus("ready")
-        requests = tuple(live.resumed() for live in self._listeners.values() if not live.failed)
-        self.resumed_requests += len(requests)
-        if requests:
-            channel.send(Submit(requests))
+        self._submit()
 
     async def _supervise(self) -> None:
         """Read from one incarnation after the other until stopped, or until it makes no sense."""
         while True:
-            why = await self._read()
+            assert self._incarnation is not None
+            await self._read(self._incarnation)
+            if self.status.stage != "stopping":
+                self.status = EngineStatus("restarting", "the engine has ended")
+            why = await self._incarnation.end()
             if self.status.stage == "stopping":
                 return
             log.error("the engine %s", why)
-            while (
-                delay := self._restarts.delay(
-                    completed_steps=self._completed_steps, now=time.monotonic()
-                )
-            ) is not None:
-                self.status = EngineStatus("restarting", f"the engine {why}")
-                await asyncio.sleep(delay)
-                self.restarts += 1
-                try:
-                    await self._bring_up(self._launch(self.restarts), lambda *_: None)
-                    break
-                except (ConfigError, EngineDead) as error:
-                    why = f"could not be restarted: {str(error).rstrip('.')}"
-                    log.error("the engine %s", why)
-            else:
-                log.error("the engine is given up: it died again and again without a step")
-                self.status = EngineStatus("dead", why)
-                self._fail_all(EngineDead(f"The engine is gone: it {why}."))
+            if not await self._restart(why, self._incarnation.beat):
                 return
 
-    async def _read(self) -> str:
-        """Deliver what an incarnation sends until it is gone; returns why it is."""
-        assert self._channel is not None
-        assert self._host is not None
-        told = None
-        try:
-            while True:
-                match await self._channel.receive():
-                    case StepReport(deltas, stats):
-                        self._deliver(deltas, stats)
-                    case Notice(level, text):
-                        log.log(level, "%s", text)
-                    case Fatal(_, text):
-                        told = f"ended: {text}"
-                    case message:
-                        raise TypeError(f"a running engine sends no {type(message).__name__}")
-        except EOFError:
-            await self._channel.close()
-            await asyncio.to_thread(self._host.stop)
-            return told or self._host.ending() or "closed its channel"
-        except Exception as error:  # it cannot be understood: another incarnation may do better
-            log.exception("the engine talks nonsense")
-            await self._channel.close()
-            await asyncio.to_thread(self._host.stop)
-            return f"talked nonsense ({error})"
+    async def _read(self, incarnation: Incarnation) -> None:
+        """Deliver what an incarnation sends until it is gone."""
+        async for message in incarnation.messages():
+            match message:
+                case StepReport(deltas, stats):
+                    self._observe(stats)
+                    self._table.deliver(deltas)
+                    if self._table.suspicious:
+                        self._submit()  # a suspect may have been cleared
+                case Missing():
+                    lost = self._table.miss(message)
+                    log.warning("the engine has lost %d requests; it is given them again", lost)
+                    self._submit()
 
-    def _deliver(self, deltas: tuple[Delta, ...], stats: StepStats) -> None:
-        self._completed_steps = True
+    async def _restart(self, why: str, last: Beat) -> bool:
+        """Start another incarnation; False when there is no sense in it."""
+        verdict = self._table.engine_died(last)
+        narrowed = verdict.narrowed and verdict.convicted is None
+        completed = last.completed > 0
+        while (
+            delay := self._restarts.delay(
+                completed_steps=completed, narrowed=narrowed, now=time.monotonic()
+            )
+        ) is not None:
+            self.status = EngineStatus("restarting", f"the engine {why}")
+            await asyncio.sleep(delay)
+            self.restarts += 1
+            try:
+                await self._bring_up(self._launch(self.restarts), lambda *_: None)
+                return True
+            except (ConfigError, EngineDead) as error:
+                why = f"could not be restarted: {str(error).rstrip('.')}"
+                log.error("the engine %s", why)
+                completed = narrowed = False
+        log.error("the engine is given up: it died again and again without a step")
+        self.status = EngineStatus("dead", why)
+        self._table.fail_all(EngineDead(f"The engine is gone: it {why}."))
+        return False
+
+    def _observe(self, stats: StepStats) -> None:
         self.stats = stats
+        if stats.sequences:
+            self._busy.set()
         for observer in self._observers:
             try:
                 observer(stats)
             except Exception:  # wrong statistics cost no stream
                 log.exception("an observer of the engine's steps failed")
-        woken: dict[str, LiveRequest] = {}
-        for delta in deltas:
-            listener = self._listeners.get(delta.request_id)
-            if listener is not None:
-                listener.arrive(delta)
-                woken[delta.request_id] = listener
-        for listener in woken.values():
-            listener.wake()
 
-    def _fail_all(self, failure: EngineError) -> None:
-        for listener in self._listeners.values():
-            listener.fail(failure)
+    async def _keep_watch(self) -> None:
+        """Look after the engine as long as there is work; costs nothing while there is none."""
+        while True:
+            await self._busy.wait()
+            await asyncio.sleep(self._look_seconds)
+            if self.status.up and self._incarnation is not None:
+                self._look(self._incarnation)
+            if not (len(self._table) or self.stats.sequences):
+                self._busy.clear()
 
-
-def _fatal(name: str, text: str) -> ConfigError | EngineDead:
-    """The error a dying engine named, as one of ours."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, ConfigError):
-        return kind(text)
-    return EngineDead(text)
+    def _look(self, incarnation: Incarnation) -> None:
+        strange = incarnation.look(awaited=self._table.awaited)
+        self.status = EngineStatus("stalled", f"it {strange}") if strange else EngineStatus("ready")
+        if incarnation.age > self._table.patience:
+            self._table.relent()
+            self._submit()
+        self._send(self._table.roll_call())

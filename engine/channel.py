@@ -4,8 +4,8 @@ One frame is an 8-byte head (payload length, kind, epoch) and a msgpack payload 
 against the message's schema when it is read: never pickle. Each incarnation of the engine process
 has an epoch; what an older one still had in the pipe is dropped.
 
-    front end -> engine: Start, Submit, Abort, Shutdown
-    engine -> front end: Progress, Notice, Ready, StepReport, Fatal
+    front end -> engine: Start, Submit, Abort, RollCall, Shutdown
+    engine -> front end: Progress, Notice, Ready, StepReport, Missing, Fatal
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class RollCall:
+    """All that somebody listens to, and that was submitted before this. What else the engine has
+    is to be freed; what it has not got is told with `Missing`."""
+
+    number: int
+    request_ids: tuple[str, ...]
+    ended_choices: tuple[tuple[str, int], ...] = ()  # of these requests
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Finish the step in hand and leave."""
 
@@ -82,6 +92,15 @@ class StepReport:
 
     deltas: tuple[Delta, ...]
     stats: StepStats
+    number: int = 0  # 0, 1, 2 ... for each incarnation: a gap means that tokens were lost
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What the engine has not got of the requests of a roll call."""
+
+    number: int  # of the roll call
+    request_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +111,31 @@ class Fatal:
     text: str
 
 
-Message = Start | Submit | Abort | Shutdown | Progress | Notice | Ready | StepReport | Fatal
+Message = (
+    Start
+    | Submit
+    | Abort
+    | RollCall
+    | Shutdown
+    | Progress
+    | Notice
+    | Ready
+    | StepReport
+    | Missing
+    | Fatal
+)
 
 _KINDS: tuple[type[Message], ...] = (
     Start,
     Submit,
     Abort,
+    RollCall,
     Shutdown,
     Progress,
     Notice,
     Ready,
     StepReport,
+    Missing,
     Fatal,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
@@ -221,6 +254,10 @@ class AsyncChannel:
                 raise EOFError from end
             if current:
                 return self._codec.decode(kind, payload)
+
+    def abandon(self) -> None:
+        """Close it at once, without waiting for an engine that may not read any more."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         self._writer.close()

@@ -11,10 +11,12 @@ import logging
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import count
 from typing import Protocol
 
-from .channel import Abort, Message, Shutdown, StepReport, Submit
+from .channel import Abort, Message, Missing, RollCall, Shutdown, StepReport, Submit
 from .executor.base import Executor
+from .heartbeat import Pulse
 from .params import Request, SamplingParams
 from .scheduler.scheduler import Scheduler
 from .step import StepOutput, StepPlan, StepStats
@@ -28,12 +30,25 @@ _STEP_FAILED = (
 
 
 class Engine:
-    """Continuous batching over one executor. Not thread-safe: one owner calls it."""
+    """Continuous batching over one executor. Not thread-safe: one owner calls it.
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, *, overlap: int) -> None:
+    Args:
+        overlap: steps planned ahead while one computes.
+        pulse: told what happens before it does.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        *,
+        overlap: int,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self._executor = executor
         self._overlap = overlap
+        self._pulse = pulse or Pulse()
         self._in_flight: deque[StepPlan] = deque()
         self._preparing: dict[str, SamplingParams] = {}  # by id of a held request
 
@@ -64,6 +79,11 @@ class Engine:
             plan = self.scheduler.schedule(time.monotonic())
             if plan is None:
                 break
+            self._pulse.launch(
+                plan.number,
+                self.scheduler.requests_of(plan),
+                self.scheduler.step_time.predict(plan),
+            )
             self._executor.submit(plan)
             self._in_flight.append(plan)
         planned = time.perf_counter()
@@ -72,20 +92,27 @@ class Engine:
                 time.sleep(_MOMENT)
             return StepReport((), self.stats())
         plan = self._in_flight.popleft()
+        self._pulse.wait()
         try:
             output = self._executor.collect()
         except Exception as error:
             # Its moves failed, and with them the whole step: its sequences end, the others go on.
+            self._pulse.land(completed=False)
             log.exception("step %d failed", plan.number)
             collected = time.perf_counter()
             text = _STEP_FAILED.format(type(error).__name__)
             deltas = self.scheduler.fail_step(plan, text, time.monotonic())
             output = StepOutput(number=plan.number, results=())
         else:
+            self._pulse.land()
             collected = time.perf_counter()
             deltas = self.scheduler.commit(plan, output, time.monotonic())
         host_seconds = (planned - began) + (time.perf_counter() - collected)
         return StepReport(tuple(deltas), self._measured(plan, output, host_seconds))
+
+    def beat(self) -> None:
+        """Show that the engine is alive."""
+        self._pulse.beat(pending=len(self.scheduler.requests))
 
     def stats(self) -> StepStats:
         """The scheduler's gauges and counters, as of now."""
@@ -125,17 +152,17 @@ def serve(engine: Engine, channel: Line) -> None:
     Raises:
         EOFError: the front end is gone.
     """
-    while True:
+    for number in count():
         messages = channel.receive(wait=engine.idle)
-        if not _handle(engine, messages):
+        engine.beat()
+        if not _handle(engine, messages, channel):
             return
-        if engine.idle:  # aborts may have emptied it: the gauges must say so
-            channel.send(StepReport((), engine.stats()))
-        else:
-            channel.send(engine.step())
+        # Aborts may have emptied it: the gauges must say so.
+        report = StepReport((), engine.stats()) if engine.idle else engine.step()
+        channel.send(replace(report, number=number))
 
 
-def _handle(engine: Engine, messages: list[Message]) -> bool:
+def _handle(engine: Engine, messages: list[Message], channel: Line) -> bool:
     """Apply messages in order; False when one of them says to leave."""
     for message in messages:
         match message:
@@ -144,8 +171,21 @@ def _handle(engine: Engine, messages: list[Message]) -> bool:
                     engine.add(request)
             case Abort(request_id, index):
                 engine.abort(request_id, index)
+            case RollCall():
+                missing = _answer(engine, message)
+                if missing:
+                    channel.send(Missing(message.number, missing))
             case Shutdown():
                 return False
             case _:
                 raise TypeError(f"the engine takes no {type(message).__name__}")
     return True
+
+
+def _answer(engine: Engine, call: RollCall) -> tuple[str, ...]:
+    """Free what nobody listens to; returns what the front end waits for and is not here."""
+    for request_id in engine.scheduler.requests - set(call.request_ids):
+        engine.abort(request_id)
+    for request_id, index in call.ended_choices:
+        engine.abort(request_id, index)
+    return tuple(name for name in call.request_ids if name not in engine.scheduler.requests)

@@ -16,6 +16,7 @@
         ├── EngineDead              the engine process is gone or not yet there
         ├── Draining                the daemon is being shut down and takes nothing new
         ├── Overloaded              too much waits already; says when to come back
+        ├── RequestGivenUp          the engine died of this request, again and again
         └── SequenceFailed          one sequence could not be computed; the others go on
 
 A message is one sentence that names the setting, the value, the limit and the way out.
@@ -106,6 +107,10 @@ class Overloaded(EngineError):
         super().__init__(message)
         self.retry_after = retry_after
         self.reason = reason
+
+
+class RequestGivenUp(EngineError):
+    """The engine died whenever it computed this request; every other request goes on."""
 
 
 class SequenceFailed(EngineError):

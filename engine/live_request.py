@@ -37,6 +37,11 @@ class LiveRequest:
         self._arrived: list[Delta] = []
         self._failure: OctavoError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.known_before = False  # to an earlier incarnation of the engine
+        # What this incarnation of the engine knows of it:
+        self.submitted = False
+        self.calls_before = 0  # roll calls before it was submitted
+        self.gained = False  # a token, from this incarnation
 
     @property
     def failed(self) -> bool:
@@ -46,6 +51,15 @@ class LiveRequest:
     @property
     def ended(self) -> bool:
         return all(choice.finished for choice in self.choices)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is wanted of the engine."""
+        return self.failed or self.ended
+
+    @property
+    def ended_choices(self) -> list[int]:
+        return [index for index, choice in enumerate(self.choices) if choice.finished]
 
     def arrive(self, delta: Delta) -> None:
         """Note what a delta brings; `wake` follows once per step."""
@@ -90,8 +104,13 @@ class LiveRequest:
         arrived, self._arrived = self._arrived, []
         return arrived
 
-    def resumed(self) -> Request:
-        """The request as a new incarnation must see it: with what it has already emitted."""
+    def submit(self, calls: int) -> Request:
+        """The request as this incarnation must see it: with what it has already emitted.
+
+        Args:
+            calls: roll calls so far.
+        """
+        self.submitted, self.calls_before, self.gained = True, calls, False
         for choice in self.choices:
             choice.repeated = choice.prompt_logprobs
         if not any(choice.token_ids or choice.finished for choice in self.choices):

@@ -206,3 +206,8 @@ class StepStats:
     sequences_computed: int = 0  # by this step
     step_seconds: float = 0.0  # compute time of this step
     host_seconds: float = 0.0  # schedule + commit time of this step
+
+    @property
+    def sequences(self) -> int:
+        """All that live."""
+        return self.running + self.waiting + self.swapped

@@ -1,11 +1,13 @@
 """Starting an engine and starting it again: `EngineProcess`, `EngineThread`, `RestartPolicy`.
 
 The first two are `EngineHost`s: each runs one incarnation of the engine at the far end of a socket
-pair and can say whether it still lives.
+pair, has a heartbeat in memory that both ends share, and can say whether it still lives.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import socket
 import subprocess
@@ -16,8 +18,10 @@ from typing import Protocol
 
 from .channel import Channel, Start
 from .config import EngineConfig
+from .heartbeat import SIZE, Heartbeat, Pulse, shared_memory
 
 STOP_GRACE_SECONDS = 5.0
+_REAP_SECONDS = 10.0
 _DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -26,6 +30,7 @@ class EngineHost(Protocol):
 
     socket: socket.socket
     epoch: int
+    heartbeat: Heartbeat
 
     def ending(self) -> str | None:
         """Why it is no longer alive, in words; None while it is."""
@@ -42,8 +47,9 @@ class RestartPolicy:
     """When to start a dead engine again: at once, then after ever longer pauses, then not at all.
 
     Only fruitless deaths count, those without one completed step since the start: an engine that
-    worked in between is as good as new. More than `limit` fruitless deaths within `window`
-    seconds mean that starting again does not help.
+    worked in between is as good as new, and deaths that narrow down which request causes them
+    serve a purpose. More than `limit` fruitless deaths within `window` seconds mean that starting
+    again does not help.
     """
 
     def __init__(self, *, limit: int = 5, window: float = 600.0) -> None:
@@ -51,10 +57,11 @@ class RestartPolicy:
         self._window = window
         self._fruitless: list[float] = []
 
-    def delay(self, *, completed_steps: bool, now: float) -> float | None:
+    def delay(self, *, completed_steps: bool, narrowed: bool = False, now: float) -> float | None:
         """Seconds to wait before the next start, or None to give up."""
         if completed_steps:
             self._fruitless.clear()
+        if completed_steps or narrowed:
             return _DELAYS[0]
         self._fruitless = [t for t in self._fruitless if now - t < self._window]
         self._fruitless.append(now)
@@ -66,26 +73,31 @@ class EngineProcess:
     """The engine in a process of its own, started by exec with one inherited socket.
 
     The child leaves when the socket closes, and the kernel ends it when this process dies
-    (`octavo.engine.assembly` asks for that), so no orphan survives a killed front end. The kernel
-    takes the end of the launching *thread* for that (prctl(2)): launch it from one that stays.
+    (`lifeline`), so no orphan survives a killed front end: launch it from a thread that stays.
     """
 
     def __init__(self, config: EngineConfig, epoch: int) -> None:
         self.socket, inherited = socket.socketpair()
         self.epoch = epoch
+        memory, memory_fd = shared_memory()
+        self.heartbeat = Heartbeat(memory)
         with inherited:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "octavo.engine.assembly",
-                    str(inherited.fileno()),
-                    str(epoch),
-                    str(os.getpid()),
-                ],
-                pass_fds=[inherited.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "octavo.engine.assembly",
+                        str(inherited.fileno()),
+                        str(memory_fd),
+                        str(epoch),
+                        str(os.getpid()),
+                    ],
+                    pass_fds=[inherited.fileno(), memory_fd],
+                    stdin=subprocess.DEVNULL,
+                )
+            finally:
+                os.close(memory_fd)
         # The one message that must precede everything else, sent before any event loop exists.
         first = Channel(self.socket.dup(), epoch=epoch)
         first.send(Start(config))
@@ -108,27 +120,32 @@ class EngineProcess:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REAP_SECONDS)  # for ever, where a device holds on to it
 
 
 class EngineThread:
     """The engine in a thread of this process: for tests, and for use as a library."""
 
-    def __init__(self, run: Callable[[Channel], None], epoch: int) -> None:
+    def __init__(self, run: Callable[[Channel, Pulse], None], epoch: int) -> None:
         self.socket, far = socket.socketpair()
         self.epoch = epoch
+        memory = mmap.mmap(-1, SIZE)
+        self.heartbeat = Heartbeat(memory)
         self._error: BaseException | None = None
         self._thread = threading.Thread(
-            target=self._main, args=(run, Channel(far, epoch=epoch)), name="octavo-engine"
+            target=self._main,
+            args=(run, Channel(far, epoch=epoch), Pulse(memory)),
+            name="octavo-engine",
         )
         self._thread.start()
 
-    def _main(self, run: Callable[[Channel], None], channel: Channel) -> None:
+    def _main(self, run: Callable[[Channel, Pulse], None], channel: Channel, pulse: Pulse) -> None:
         try:
-            run(channel)
+            run(channel, pulse)
         except EOFError:
             pass  # the front end left first
-        except Exception as error:
+        except BaseException as error:
             self._error = error
         finally:
             channel.close()

@@ -41,6 +41,12 @@ class Admin:
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
         del request
+        engine = self._desk.engine
+        self._metrics.on_engine(
+            restarts=engine.restarts,
+            resumed=engine.resumed_requests,
+            heartbeat_age=engine.heartbeat_age,
+        )
         return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     async def version(self, request: Request) -> Response:

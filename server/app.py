@@ -49,7 +49,6 @@ from .text.template_worker import Renderer, TemplateWorker
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
-    from octavo.engine.step import StepStats
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ def create_app(
     )
     engine.on_step(metrics.on_step)
     engine.on_step(Throughput(metrics).on_step)
-    engine.on_step(_restart_counter(engine, metrics))
     admission = Admission(
         max_requests=settings.max_queue_requests,
         max_tokens=settings.max_queue_tokens,
@@ -294,18 +292,6 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     add("/version", admin.version, "GET")
     add("/load", admin.load, "GET")
     add("/metrics", admin.metrics, "GET")
-
-
-def _restart_counter(engine: AsyncEngine, metrics: Metrics) -> Callable[[StepStats], None]:
-    seen = engine.restarts
-
-    def count(_: StepStats) -> None:
-        nonlocal seen
-        while seen < engine.restarts:
-            seen += 1
-            metrics.on_engine_restart()
-
-    return count
 
 
 def _fingerprint(settings: Settings, model: ServedModel) -> str:

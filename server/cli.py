@@ -82,7 +82,11 @@ def serve(words: Sequence[str]) -> None:
         listener = listen(settings.host, settings.port)
         progress("starting", 0, 0)
         folder = find_model(settings, progress)
-        engine = build_async_engine(settings.engine_config(folder))
+        engine = build_async_engine(
+            settings.engine_config(folder),
+            max_restarts=settings.max_engine_restarts,
+            hang_timeout=settings.hang_timeout,
+        )
 
         from .app import serve as run_daemon
 

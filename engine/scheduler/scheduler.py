@@ -9,6 +9,7 @@ decoding is the case of one pending token. A plan may be made while earlier ones
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Set
 
 from ..cache.manager import BlockManager
 from ..config import EngineConfig
@@ -76,6 +77,17 @@ class Scheduler:
         """Whether any sequence is live. While one is that has been released, and nothing is in
         flight, `schedule` gives a plan: the engine never spins."""
         return bool(self._roster.live)
+
+    @property
+    def requests(self) -> Set[str]:
+        """The ids of the live requests: a view."""
+        return self._roster.searches.keys()
+
+    def requests_of(self, plan: StepPlan) -> list[str]:
+        """The ids of the requests that a plan in flight computes something for, each once."""
+        live = self._roster.live
+        sequences = [live[s.sequence] for s in plan.slices if s.sequence in live]
+        return list(dict.fromkeys([sequence.request.id for sequence in sequences]))
 
     def add(self, request: Request, now: float, *, held: bool = False) -> None:
         """Take a request in. Its id must not be that of a live one, and its prompt must have a

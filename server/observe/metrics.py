@@ -149,6 +149,13 @@ class Metrics:
             for kind, text in (("requests", "Requests"), ("tokens", "Tokens of prompts"))
         }
         self._restarts = f.counter("engine_restarts", "Engines started after one died.")
+        self._resumed = f.counter(
+            "requests_resumed", "Requests that went on in another engine after theirs died."
+        )
+        self._heartbeat_age = f.gauge(
+            "engine_heartbeat_age_seconds", "Last sign of life of an engine with work; 0: idle."
+        )
+        self._seen_restarts = self._seen_resumed = 0
         self._cache_config = Gauge(
             PREFIX + "cache_config_info",
             "The KV cache as planned: always 1.",
@@ -260,8 +267,12 @@ class Metrics:
         self._queue["requests"].set_function(requests)
         self._queue["tokens"].set_function(tokens)
 
-    def on_engine_restart(self) -> None:
-        self._restarts.inc()
+    def on_engine(self, *, restarts: int, resumed: int, heartbeat_age: float) -> None:
+        """How the engine fares: numbers since the start, and seconds."""
+        self._restarts.inc(restarts - self._seen_restarts)
+        self._resumed.inc(resumed - self._seen_resumed)
+        self._seen_restarts, self._seen_resumed = restarts, resumed
+        self._heartbeat_age.set(heartbeat_age)
 
     def on_http(self, *, handler: str, method: str, status: int, seconds: float) -> None:
         """An HTTP request was answered. `handler` is the route's pattern, never a raw path."""

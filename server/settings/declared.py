@@ -223,6 +223,21 @@ class Settings:
         "Time that a request may take, from arrival to the end; it may ask for less. 0: no limit.",
     )
 
+    max_engine_restarts: int = _setting(
+        kinds.integer(0),
+        5,
+        "Supervision",
+        "Times that an engine is started again which died without a completed step, within ten "
+        "minutes; at the next death the daemon ends.",
+    )
+    hang_timeout: float = _setting(
+        kinds.seconds(1.0),
+        10.0,
+        "Supervision",
+        "Time without progress after which a busy engine is killed and restarted; a step that was "
+        "predicted to be long has 20 times that.",
+    )
+
     device: str = _setting(
         kinds.choice("auto", "cpu"),
         _ENGINE.device,

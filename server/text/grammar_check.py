@@ -8,6 +8,7 @@ one that does not compile, and the next trial starts a new helper.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from collections import OrderedDict
@@ -60,6 +61,7 @@ class GrammarCheck:
             str(folder),
             str(memory),
             str(seconds),
+            str(os.getpid()),
         )
         self._patience = seconds + patience
         self._helper: asyncio.subprocess.Process | None = None

@@ -1,6 +1,6 @@
 """The program that tries grammars out, in a process that may be killed at any time:
 
-    python -m octavo.server.text.grammar_helper MODEL_FOLDER MEMORY_BYTES CPU_SECONDS
+    python -m octavo.server.text.grammar_helper MODEL_FOLDER MEMORY_BYTES CPU_SECONDS PARENT_PID
 
 It reads one `Trial` a line as JSON and answers with one `Verdict` a line. A grammar that takes too
 much memory or time takes this process with it and nothing else.
@@ -21,6 +21,7 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from octavo.engine.lifeline import die_with
 from octavo.engine.params import GrammarKind, GrammarSpec
 
 from .grammar_check import Trial, Verdict
@@ -141,7 +142,9 @@ def _definitions(root: Any) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    folder, memory, cpu_seconds = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    folder = Path(arguments[0])
+    memory, cpu_seconds, parent = (int(argument) for argument in arguments[1:])
+    die_with(parent)
     bench = _Bench(folder)
     # Memory is counted from here: the tokenizer's own size depends on the model.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

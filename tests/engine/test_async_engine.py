@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from octavo.engine.errors import (
     SequenceFailed,
 )
 from octavo.engine.executor.base import Capacity, Progress
+from octavo.engine.heartbeat import SIZE, Heartbeat, Pulse
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta
 from octavo.engine.supervisor import STOP_GRACE_SECONDS, EngineThread, RestartPolicy
@@ -37,25 +39,28 @@ CONFIG = EngineConfig(model="fake", max_num_batched_tokens=64)
 class Fleet:
     """Launches one engine thread after the other; the newest one's executor can be broken."""
 
-    def __init__(self, make: Callable[[], FakeExecutor]) -> None:
+    def __init__(self, make: Callable[[], FakeExecutor], config: EngineConfig = CONFIG) -> None:
         self._make = make
+        self._config = config
         self.executors: list[FakeExecutor] = []
 
     def __call__(self, epoch: int) -> EngineThread:
         executor = self._make()
         self.executors.append(executor)
 
-        def run(channel: Channel) -> None:
-            run_engine(CONFIG, channel, executor)
+        def run(channel: Channel, pulse: Pulse) -> None:
+            run_engine(self._config, channel, executor, pulse)
 
         return EngineThread(run, epoch)
 
 
 @asynccontextmanager
 async def running(
-    make: Callable[[], FakeExecutor] = FakeExecutor, **options: object
+    make: Callable[[], FakeExecutor] = FakeExecutor,
+    config: EngineConfig = CONFIG,
+    **options: object,
 ) -> AsyncIterator[tuple[AsyncEngine, Fleet]]:
-    fleet = Fleet(make)
+    fleet = Fleet(make, config)
     engine = AsyncEngine(fleet, **options)  # type: ignore[arg-type]
     await engine.start(lambda stage, done, total: None)
     try:
@@ -221,14 +226,26 @@ async def test_a_resumed_request_repeats_nothing_it_has_told() -> None:
 
 
 async def test_a_request_that_arrives_during_a_restart_waits_for_it() -> None:
-    async with running(lambda: FakeExecutor(seconds_per_step=0.002)) as (engine, fleet):
-        first = asyncio.create_task(collect(engine, request("first", max_tokens=50)))
+    loaded = threading.Event()
+
+    class Loading(FakeExecutor):
+        def start(self, progress: Progress) -> Capacity:
+            loaded.wait()
+            return super().start(progress)
+
+    first = iter([FakeExecutor(seconds_per_step=0.002)])
+    async with running(lambda: next(first, None) or Loading()) as (engine, fleet):
+        running_on = asyncio.create_task(collect(engine, request("first", max_tokens=50)))
         await until(lambda: engine.stats.step > 3)
         fleet.executors[-1].dead = True
-        await until(lambda: engine.status.stage == "restarting")
-        late = await collect(engine, request("late"))
-        assert len(late[0]) == 20
-        assert len((await first)[0]) == 50
+        await until(lambda: engine.restarts == 1)
+        assert engine.status.stage == "restarting"
+        late = asyncio.create_task(collect(engine, request("late")))
+        await until(lambda: engine.live_requests == 2)
+        loaded.set()
+        assert len((await late)[0]) == 20
+        assert len((await running_on)[0]) == 50
+        assert engine.resumed_requests == 1
 
 
 async def test_an_engine_that_dies_fruitlessly_again_and_again_is_given_up() -> None:
@@ -287,9 +304,9 @@ async def test_an_engine_that_talks_nonsense_is_replaced() -> None:
     def launch(epoch: int) -> EngineThread:
         launched.append(epoch)
 
-        def run(channel: Channel) -> None:
+        def run(channel: Channel, pulse: Pulse) -> None:
             if epoch:
-                run_engine(CONFIG, channel, FakeExecutor())
+                run_engine(CONFIG, channel, FakeExecutor(), pulse)
                 return
             channel.send(Ready(FakeExecutor().start(lambda *_: None)))
             channel.receive(wait=True)
@@ -314,6 +331,7 @@ class NeverReady:
     def __init__(self, epoch: int) -> None:
         self.socket, self._far = socket.socketpair()
         self.epoch = epoch
+        self.heartbeat = Heartbeat(bytearray(SIZE))
         self.graces: list[float] = []
 
     def ending(self) -> str | None:
@@ -328,7 +346,7 @@ async def test_an_engine_that_is_still_starting_is_not_waited_for() -> None:
     host = NeverReady(0)
     engine = AsyncEngine(lambda epoch: host)
     starting = asyncio.create_task(engine.start(lambda *_: None))
-    await until(lambda: engine._host is not None)
+    await until(lambda: engine._incarnation is not None)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await engine.stop()

@@ -22,6 +22,8 @@ class ScriptedEngine:
         self.script = script
         self.status = EngineStatus("ready")
         self.restarts = 0
+        self.resumed_requests = 0
+        self.heartbeat_age = 0.0
         self.stats = StepStats()
         self.requests: list[Request] = []
         self.aborted: list[str] = []

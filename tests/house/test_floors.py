@@ -10,8 +10,19 @@ import pytest
 
 from .source import Import, Module, imports, modules
 
-WORDS = ("sequence", "step", "params", "config", "registry", "checkpoint", "errors")
-JOINT = ("channel", "core", "supervisor", "live_request", "async_engine")
+WORDS = ("sequence", "step", "params", "config", "registry", "checkpoint", "errors", "lifeline")
+JOINT = (
+    "heartbeat",
+    "watch",
+    "quarantine",
+    "channel",
+    "core",
+    "supervisor",
+    "live_request",
+    "request_table",
+    "incarnation",
+    "async_engine",
+)
 # The compute wing from top to bottom: a room may import itself and what comes after it.
 COMPUTE = (
     ("executor",),
@@ -86,7 +97,7 @@ def _engine_may(importer: str, here: str, target: str, other: str, there: str) -
 
 
 def _server_may(here: str, target: str, other: str, there: str) -> bool:
-    words = ("params", "step", "errors", "config", "registry", "checkpoint")
+    words = ("params", "step", "errors", "config", "registry", "checkpoint", "lifeline")
     if other == "version":
         return True
     if other == "server":

@@ -146,12 +146,15 @@ async def test_s9_gauges_follow_the_engines_steps() -> None:
     assert await count(server, "octavo:kv_cache_usage_perc") == 0.5
 
 
-async def test_s9_engine_restarts_are_counted() -> None:
+async def test_s9_how_the_engine_fares_is_told() -> None:
     server = serve()
-    server.engine.restarts = 2
-    for observer in server.engine.observers:
-        observer(StepStats(step=1))
-    assert await count(server, "octavo:engine_restarts_total") == 2
+    for restarts, resumed, age in ((2, 30, 1.5), (3, 31, 0.0)):
+        server.engine.restarts = restarts
+        server.engine.resumed_requests = resumed
+        server.engine.heartbeat_age = age
+        assert await count(server, "octavo:engine_restarts_total") == restarts
+        assert await count(server, "octavo:requests_resumed_total") == resumed
+        assert await count(server, "octavo:engine_heartbeat_age_seconds") == age
 
 
 async def test_s9_one_line_a_request_and_none_for_probes(caplog: pytest.LogCaptureFixture) -> None:

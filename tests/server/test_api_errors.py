@@ -68,6 +68,7 @@ async def test_s1_health_is_200_when_able_to_serve_and_503_with_the_stage_when_n
     assert (await server.http.head(path)).status_code == 200
     for status in (
         EngineStatus("starting", "loading weights"),
+        EngineStatus("stalled", "it made no progress for 6 s in step 41"),
         EngineStatus("restarting", "the engine ended by signal 9"),
         EngineStatus("dead", "it was given up"),
     ):

@@ -179,7 +179,7 @@ def test_gauges_are_those_of_the_latest_step() -> None:
 def test_counters_go_on_when_a_new_engine_begins_at_zero() -> None:
     metrics = make()
     metrics.on_step(StepStats(step=500, prefix_queries=1000, blocks_copied=5))
-    metrics.on_engine_restart()
+    metrics.on_engine(restarts=1, resumed=0, heartbeat_age=0.0)
     metrics.on_step(StepStats(step=1, prefix_queries=10, blocks_copied=0))
     metrics.on_step(StepStats(step=2, prefix_queries=12, blocks_copied=1))
     assert number(metrics, "prefix_cache_queries_total") == 1012
