@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from .client import Client, Exchange
-from .run import measure
-from .workload import Workload
+from .asking import server_version
+from .flags import Bar, add_load, add_slo, add_target, scenario_of, slo_of, target_of
+from .page import write_page
+from .report import Slo
+from .result import lines_of, result_of, save, warnings_of
+from .run import Target, measure, run
+from .scenario import Scenario
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,81 +23,47 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="octavo bench serve", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000", metavar="URL")
-    parser.add_argument("--model", help="a served name; unset: the first the server lists")
-    parser.add_argument("--api-key")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warm-up", type=int, default=4, metavar="REQUESTS")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here, too")
+    add_target(parser)
+    add_load(parser)
+    add_slo(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots here")
     chosen = parser.parse_args(words)
-    if chosen.prompt_tokens <= chosen.shared_prefix:
-        parser.error("--prompt-tokens must be more than --shared-prefix")
-    return asyncio.run(_run(chosen))
-
-
-async def _run(chosen: argparse.Namespace) -> int:
-    model = chosen.model or await first_model(chosen.base_url, chosen.api_key)
-    workload = Workload(
-        requests=chosen.requests,
-        concurrency=chosen.concurrency,
-        prompt_tokens=chosen.prompt_tokens,
-        output_tokens=chosen.output_tokens,
-        shared_prefix=chosen.shared_prefix,
-        temperature=chosen.temperature,
-        seed=chosen.seed,
-    )
-    if chosen.warm_up:
-        warm_up = Workload(
-            requests=chosen.warm_up,
-            concurrency=chosen.concurrency,
-            prompt_tokens=chosen.prompt_tokens,
-            output_tokens=chosen.output_tokens,
-            seed=chosen.seed + 1,
-        )
-        await measure(warm_up, base_url=chosen.base_url, model=model, api_key=chosen.api_key)
-    report = await measure(
-        workload,
-        base_url=chosen.base_url,
-        model=model,
-        api_key=chosen.api_key,
-        on_done=_Bar(chosen.requests).advance,
-    )
-    sys.stdout.write("\n".join(report.lines()) + "\n")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
-    return 1 if report.errors else 0
-
-
-async def first_model(base_url: str, api_key: str | None) -> str:
-    """The name of the first model a server lists."""
-    client = Client(base_url, api_key)
     try:
-        status, body = await client.get("/v1/models")
-    finally:
-        await client.close()
-    if status != 200:
-        raise SystemExit(f"octavo bench: {base_url}/v1/models answers {status}")
-    return str(json.loads(body)["data"][0]["id"])
+        scenario = scenario_of(chosen)
+    except ValueError as error:
+        parser.error(str(error))
+    for workload in scenario.workloads:
+        if workload.requests < 1 or workload.concurrency < 1:
+            parser.error("--requests and --concurrency must be 1 or more")
+    result = run(_run(chosen, scenario))
+    sys.stdout.write("\n".join(lines_of(result)) + "\n")
+    sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings_of(result))
+    if chosen.json is not None:
+        save(result, chosen.json)
+    if chosen.html is not None:
+        write_page([result], chosen.html)
+    return 1 if result["total"]["errors"] else 0
 
 
-class _Bar:
-    """Requests done, drawn over one line of a terminal; silent elsewhere."""
+async def _run(chosen: argparse.Namespace, scenario: Scenario) -> dict[str, Any]:
+    target = await target_of(chosen)
+    await warm_up(scenario, target, chosen.warm_up)
+    return await measured(scenario, target, slo_of(chosen), Bar(scenario.requests))
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._live = sys.stderr.isatty()
 
-    def advance(self, exchange: Exchange) -> None:
-        del exchange
-        self._done += 1
-        if self._live:
-            end = "\n" if self._done == self._total else ""
-            sys.stderr.write(f"\r{self._done} of {self._total} requests{end}")
-            sys.stderr.flush()
+async def warm_up(scenario: Scenario, target: Target, requests: int) -> None:
+    """A few requests like the first workload's, with prompts that nothing later has."""
+    if requests < 1:
+        return
+    first = replace(scenario.workloads[0], requests=requests, rate=None, seed=-1)
+    await measure([first], target)
+
+
+async def measured(
+    scenario: Scenario, target: Target, slo: Slo | None = None, bar: Bar | None = None
+) -> dict[str, Any]:
+    """Run a scenario once; the result as JSON has it."""
+    found = await measure(scenario.workloads, target, on_done=None if bar is None else bar.advance)
+    version = await server_version(target)
+    return result_of(scenario, found, target=target, slo=slo, server=version)

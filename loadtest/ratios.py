@@ -4,7 +4,6 @@ each as a ratio of two figures measured in the same run."""
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import platform
 import statistics
@@ -13,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .client import Client
-from .command import first_model
-from .run import measure
-from .workload import Workload
+from .asking import first_model
+from .lengths import fixed
+from .report import Report
+from .run import Target, measure, run
+from .workload import Asking, Workload
 
 _STREAMS = 32
 _PREFIX_TOKENS = 900
@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     chosen = parser.parse_args(words)
-    figures = asyncio.run(_measure(chosen.base_url, chosen.model, chosen.api_key, chosen.rounds))
+    figures = run(_measure(chosen.base_url, chosen.model, chosen.api_key, chosen.rounds))
     for name, figure in figures.items():
         sys.stdout.write(f"{name:<44} {figure:.3g}\n")
     if chosen.json is not None:
@@ -45,13 +45,13 @@ async def _measure(
     url: str, model: str | None, api_key: str | None, rounds: int
 ) -> dict[str, float]:
     model = model or await first_model(url, api_key)
-    one = Workload(requests=4, concurrency=1, prompt_tokens=64, output_tokens=128)
+    target = Target(base_url=url, asking=Asking(model=model), api_key=api_key)
+    one = Workload(requests=4, concurrency=1, prompt_tokens=fixed(64), output_tokens=fixed(128))
     many = replace(one, requests=2 * _STREAMS, concurrency=_STREAMS)
 
     async def rate(workload: Workload, seed: int) -> float:
-        report = await measure(
-            replace(workload, seed=seed), base_url=url, model=model, api_key=api_key
-        )
+        measured = await measure([replace(workload, seed=seed)], target)
+        report = Report.of(measured.all, seconds=measured.seconds)
         if report.errors:
             raise SystemExit(f"octavo bench: {report.errors} requests failed: {report.first_error}")
         return report.output_tokens_per_second
@@ -61,7 +61,7 @@ async def _measure(
     batched = statistics.median([await rate(many, seed) for seed in range(rounds)])
     first, again = [], []
     for seed in range(rounds):
-        cold, *warm = await _ttfts(url, model, api_key, seed)
+        cold, *warm = await _ttfts(target, seed)
         first.append(cold)
         again.append(statistics.median(warm))
     return {
@@ -74,19 +74,14 @@ async def _measure(
     }
 
 
-async def _ttfts(url: str, model: str, api_key: str | None, seed: int) -> list[float]:
+async def _ttfts(target: Target, seed: int) -> list[float]:
     """Seconds to the first token of four prompts with one long shared prefix, one by one."""
     shared = Workload(
         requests=4,
         concurrency=1,
-        prompt_tokens=_PREFIX_TOKENS + 16,
-        output_tokens=4,
+        prompt_tokens=fixed(_PREFIX_TOKENS + 16),
+        output_tokens=fixed(4),
         shared_prefix=_PREFIX_TOKENS,
         seed=1000 + seed,
     )
-    client = Client(url, api_key)
-    try:
-        exchanges = [await client.post("/v1/completions", body) for body in shared.bodies(model)]
-    finally:
-        await client.close()
-    return [exchange.ttft for exchange in exchanges]
+    return [exchange.ttft for exchange in (await measure([shared], target)).all]

@@ -20,6 +20,11 @@ usage: octavo COMMAND ...
   complete TEXT     let a served model continue a text
   config show       print every setting and where its value came from
   bench serve       load-test a served model
+  bench sweep       find the highest rate that keeps a service level
+  bench compare     two results of `bench serve`, as ratios
+  bench page        results as a page with plots
+  bench offline     measure the LLM class in this process
+  bench make-model  write a checkpoint of random weights
   bench ratios      measure what batching and prefix caching are worth
   bench start       measure the time to the first token after a start
   version           print the version
@@ -124,17 +129,15 @@ def config(words: Sequence[str]) -> None:
 
 
 def bench(words: Sequence[str]) -> int:
-    """`bench serve`, `bench ratios` and `bench start`: what a server can do, in figures."""
+    """`bench serve` and its sisters: what a server can do, in figures."""
+    from importlib import import_module
+
     what, *flags = words or ["--help"]
-    if what == "serve":
-        from octavo.loadtest.command import main as measure
-    elif what == "ratios":
-        from octavo.loadtest.ratios import main as measure
-    elif what == "start":
-        from octavo.loadtest.startup import main as measure
-    else:
-        raise ConfigError("usage: octavo bench serve|ratios|start [--flag value] ..., see --help")
-    return measure(flags)
+    if what not in _BENCHES:
+        raise ConfigError(
+            f"usage: octavo bench {'|'.join(_BENCHES)} [--flag value] ..., see --help"
+        )
+    return int(import_module(f"octavo.{_BENCHES[what]}").main(flags))
 
 
 def version(words: Sequence[str]) -> None:
@@ -142,6 +145,16 @@ def version(words: Sequence[str]) -> None:
     sys.stdout.write(f"octavo {__version__}\n")
 
 
+_BENCHES = {
+    "serve": "loadtest.command",
+    "sweep": "loadtest.sweep",
+    "compare": "loadtest.compare",
+    "page": "loadtest.page",
+    "offline": "server.bench_offline",
+    "make-model": "loadtest.make_model",
+    "ratios": "loadtest.ratios",
+    "start": "loadtest.startup",
+}
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "serve": serve,
     "bench": bench,

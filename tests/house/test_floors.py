@@ -36,7 +36,7 @@ COMPUTE = (
     ("kv_cache",),
     ("parallel", "device"),
 )
-SERVER_TOP = ("app", "cli", "offline", "terminal", "chat_client", "listener")
+SERVER_TOP = ("app", "cli", "offline", "bench_offline", "terminal", "chat_client", "listener")
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
 SERVER_TEXT = ("generation", "admission", "models", "text", "observe", "settings")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .source import FOLDERS, ROOT
 
-DATA = (".json", ".safetensors", ".md", ".jinja", ".cpp", ".h")
+DATA = (".json", ".toml", ".safetensors", ".md", ".jinja", ".cpp", ".h")
 
 
 def tracked_files() -> list[Path]:
