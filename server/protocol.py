@@ -245,6 +245,7 @@ class Protocol(HttpToolsProtocol):
             self._method = self.parser.get_method()
             return
         super().on_headers_complete()
+        self.cycle.transport = _LastWord(self)  # type: ignore[assignment]
         self._in_body = True
         self._expect(self._limits.body_seconds)
 
@@ -305,11 +306,21 @@ class Protocol(HttpToolsProtocol):
         elif at_fault is not None:  # its answer has been given before its body broke
             self._leave()
             return
+        self.transport.write(_answer(error))
+        self.linger()
+
+    def linger(self) -> None:
+        """Close after the last answer, when the client has had a chance to read it.
+
+        Were it done at once, with bytes of the client unread in the socket, TCP would reset the
+        connection, and the answer might be lost.
+        """
         self._deaf = True
         self._expect(None)
-        self.transport.write(_answer(error))
-        # Were it closed with unread bytes in the socket, TCP would reset it and the client might
-        # never see the answer.
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        if self.transport.is_closing():
+            return
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
@@ -321,6 +332,22 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.cycle.keep_alive = False
+
+
+class _LastWord:
+    """The transport as the maker of an answer sees it: it closes after the last one only."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        self._protocol.linger()
 
 
 def _ambiguity(version: str, headers: list[tuple[bytes, bytes]]) -> str | None:

@@ -29,8 +29,6 @@ A class that is not listed has its parent's row. The body is always
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
 
 
 class InvalidKey(RequestError):
@@ -124,7 +121,6 @@ _SOON = MappingProxyType({"retry-after": "1"})
 # server that was too slow for it no use for the same work again.
 _NEVER = MappingProxyType({"x-should-retry": "false"})
 _BEARER = MappingProxyType({"www-authenticate": "Bearer"})
-_LINGER_SECONDS = 1.0
 _INVALID = "invalid_request_error"
 _TIMEOUT = "timeout_error"
 _BUG = Row(500, "server_error", "internal_error")
@@ -181,8 +177,7 @@ def error_body(error: BaseException) -> bytes:
 def error_answer(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
     """The whole HTTP answer to a request that ended in `error`."""
     row = row_of(error)
-    kind = _LastAnswer if row.headers is _CLOSE else Response
-    return kind(
+    return Response(
         error_body(error),
         status_code=row.status,
         headers={**row.headers, **_when_to_return(error), **(headers or {})},
@@ -198,24 +193,6 @@ def _when_to_return(error: BaseException) -> Mapping[str, str]:
         "retry-after": str(math.ceil(error.retry_after)),
         "retry-after-ms": str(math.ceil(1000 * error.retry_after)),
     }
-
-
-class _LastAnswer(Response):
-    """Sent while the body may still be coming in.
-
-    The connection is closed after it. Were that done with unread bytes in the socket, TCP would
-    reset it and the client never see the answer; so what comes is read and dropped for a moment.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = {"type": "http.response.start", "status": self.status_code}
-        await send({**head, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while (await receive()).get("more_body", False):
-                    pass
-        await send({"type": "http.response.body"})
 
 
 async def on_octavo_error(request: Request, error: Exception) -> Response:
