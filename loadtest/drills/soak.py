@@ -74,8 +74,9 @@ async def soak(effort: Effort) -> Outcome:
         ),
         figures={
             "minutes": round(moments[-1] / 60, 1),
-            "memory after warm-up, MiB": round(memory[warm], 1),
-            "memory at the end, MiB": round(memory[-1], 1),
+            "memory, MiB, at every tenth": " ".join(
+                f"{memory[len(memory) * tenth // 10]:.0f}" for tenth in range(10)
+            ),
             "descriptors at the end": descriptors[-1],
             "answers": traffic.answers,
             "hostile acts": traffic.hostile,

@@ -20,7 +20,7 @@ from octavo.loadtest.drills.disconnects import leave
 from octavo.loadtest.drills.load import MixedLoad
 from octavo.loadtest.drills.malformed import broken_bodies
 from octavo.loadtest.drills.mix import MIX, Output
-from octavo.loadtest.drills.overload import share
+from octavo.loadtest.drills.overload import rate_of, share
 from octavo.loadtest.drills.processes import alive, held_by, tree
 from octavo.loadtest.drills.record import remember
 from octavo.loadtest.drills.soak import slope_of
@@ -103,6 +103,16 @@ def test_shares() -> None:
     assert share(values, 0.95) == 95.0
     assert share(values, 1.0) == 99.0
     assert share([], 0.95) != share([], 0.95)
+
+
+def test_a_rate_counts_the_tokens_within_the_measured_time() -> None:
+    def ended(first: float, last: float) -> Answer:
+        return Answer(sent=0.0, first=first, ended=last)
+
+    # 100 s from 1000 on, the first 25 not counted; 128 tokens an answer.
+    assert rate_of([ended(1030.0, 1040.0)], 1000.0, 100.0) == pytest.approx(128 / 75)
+    assert rate_of([ended(1070.0, 1130.0)], 1000.0, 100.0) == pytest.approx(64 / 75)
+    assert rate_of([ended(1010.0, 1024.0), ended(1101.0, 1102.0)], 1000.0, 100.0) == 0.0
 
 
 # Reading
