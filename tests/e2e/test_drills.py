@@ -14,7 +14,8 @@ from octavo.loadtest.drills.effort import QUICK
 from octavo.loadtest.drills.soak import soak
 from octavo.loadtest.drills.verdict import Outcome
 
-STEADY = ("disconnects", "drain", "malformed", "orphans")
+# Overload is a matter of rates, which a busy test machine does not keep.
+STEADY = sorted(DRILLS.keys() - {"overload"})
 
 
 @pytest.mark.slow
