@@ -23,6 +23,7 @@ class RequestTable:
 
     def __init__(self) -> None:
         self._live: dict[str, LiveRequest] = {}
+        self._held: dict[str, LiveRequest] = {}  # those that are not submitted
         self._quarantine = Quarantine()
         self._calls = 0  # roll calls so far
         self.resumed = 0  # submissions of requests that another incarnation had been given
@@ -37,12 +38,13 @@ class RequestTable:
 
     def open(self, request: Request) -> LiveRequest:
         """Somebody listens to a new request."""
-        live = self._live[request.id] = LiveRequest(request)
+        live = self._live[request.id] = self._held[request.id] = LiveRequest(request)
         return live
 
     def close(self, live: LiveRequest) -> bool:
         """Nobody does any more; whether the engine has to be told."""
         del self._live[live.request.id]
+        self._held.pop(live.request.id, None)
         self._quarantine.ended(live.request.id)
         return live.submitted and not live.over
 
@@ -53,9 +55,11 @@ class RequestTable:
         """What is to be submitted now, with what it has emitted; it counts as submitted."""
         due = [
             live
-            for name, live in self._live.items()
-            if not (live.submitted or live.over) and self._quarantine.admits(name)
+            for name, live in self._held.items()
+            if not live.over and self._quarantine.admits(name)
         ]
+        for live in due:
+            del self._held[live.request.id]
         self.resumed += sum(live.known_before for live in due)
         return tuple([live.submit(self._calls) for live in due])
 
@@ -104,6 +108,7 @@ class RequestTable:
         ]
         for live in lost:
             live.submitted = False
+            self._held[live.request.id] = live
         return len(lost)
 
     # --- deaths --------------------------------------------------------------------------------
@@ -118,6 +123,7 @@ class RequestTable:
         for live in self._live.values():
             live.known_before |= live.submitted
             live.submitted = False
+        self._held = self._live.copy()  # in the order of their arrival
         if verdict.convicted is not None:
             self._live[verdict.convicted].fail(
                 RequestGivenUp(

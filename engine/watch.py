@@ -12,9 +12,9 @@ _SLACK = 20  # times the predicted time of a step
 class Watch:
     """Judges one incarnation from looks at its heartbeat.
 
-    Time without progress is what passed between looks, of which each counts for two intervals at
-    most: a front end that was itself stopped, or too busy to look, blames nobody for that time.
-    An engine from which nothing is awaited owes no progress.
+    Of the time between two looks two intervals count at most: a front end that was itself stopped,
+    or too busy to look, blames nobody for the rest. An engine from which nothing is awaited owes
+    no progress.
 
     Args:
         patience: seconds that any step may take, whatever was predicted.
@@ -23,18 +23,20 @@ class Watch:
 
     def __init__(self, *, patience: float, interval: float = LOOK_SECONDS) -> None:
         self._patience = patience
-        self._most = 2 * interval
+        self._interval = interval
         self._beat = Beat()
         self._looked: float | None = None  # when; None while nothing is awaited
         self.stalled = 0.0  # seconds without progress
 
     def look(self, beat: Beat, *, awaited: bool, now: float) -> None:
         """`awaited`: somebody waits for what the engine is to bring."""
-        moved = (beat.at, beat.completed) != (self._beat.at, self._beat.completed)
-        if not awaited or moved or self._looked is None:
+        if self._looked is None or not awaited:
             self.stalled = 0.0
         else:
-            self.stalled += min(now - self._looked, self._most)
+            moved = (beat.at, beat.completed) != (self._beat.at, self._beat.completed)
+            before = 0.0 if moved else self.stalled
+            since = max(self._looked, beat.at) if moved else self._looked
+            self.stalled = before + min(max(0.0, now - since), 2 * self._interval)
         self._looked = now if awaited else None
         self._beat = beat
 
@@ -45,7 +47,8 @@ class Watch:
 
     @property
     def hung(self) -> bool:
-        return self.stalled > self.limit
+        """Whether the next look would come too late."""
+        return self.stalled > self.limit - self._interval
 
     @property
     def fresh(self) -> bool:
@@ -58,4 +61,4 @@ class Watch:
         if self.fresh:
             return ""
         where = f"step {self._beat.step}" if self._beat.in_flight else "planning"
-        return f"made no progress for {self.stalled:.0f} s in {where}"
+        return f"made no progress for {self.stalled:.1f} s in {where}"

@@ -20,7 +20,8 @@
     ├── EngineDead              503     unavailable            engine_unavailable
     ├── Draining                503     unavailable            shutting_down
     ├── TooManyConnections      503     unavailable            too_many_connections
-    └── Overloaded              429     rate_limit_error       rate_limit_exceeded
+    ├── Overloaded              429     rate_limit_error       rate_limit_exceeded
+    └── RequestGivenUp          500     server_error           request_given_up
     anything else               500     server_error           internal_error
 
 A class that is not listed has its parent's row. The body is always
@@ -47,6 +48,7 @@ from octavo.engine.errors import (
     Overloaded,
     ReaderTooSlow,
     RequestError,
+    RequestGivenUp,
 )
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ TABLE: Mapping[type[OctavoError], Row] = MappingProxyType(
         WrongMediaType: Row(415, _INVALID, "unsupported_media_type"),
         HeadTooLarge: Row(431, _INVALID, "headers_too_large", _CLOSE),
         EngineError: _BUG,
+        RequestGivenUp: Row(500, "server_error", "request_given_up"),
         EngineDead: Row(503, "unavailable", "engine_unavailable", _LATER),
         Draining: Row(503, "unavailable", "shutting_down", _LATER),
         TooManyConnections: Row(503, "unavailable", "too_many_connections", _SOON),

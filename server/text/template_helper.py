@@ -1,6 +1,6 @@
 """The program that renders chat templates, in a process that may be killed at any time:
 
-    python -m octavo.server.text.template_helper MEMORY_BYTES CPU_SECONDS
+    python -m octavo.server.text.template_helper MEMORY_BYTES CPU_SECONDS PARENT_PID
 
 It reads one `Rendering` after another from standard input and writes what became of each. A
 template that takes too much memory or time takes this process with it and nothing else.
@@ -14,12 +14,15 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
+from octavo.engine.lifeline import die_with
+
 from .template_sandbox import Sandbox, TemplateFault
 from .template_worker import LENGTH
 
 
 def main(arguments: list[str]) -> None:
-    memory, cpu_seconds = int(arguments[0]), float(arguments[1])
+    memory, cpu_seconds, parent = int(arguments[0]), float(arguments[1]), int(arguments[2])
+    die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import struct
 import sys
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ class TemplateWorker:
         self._seconds = seconds
         self._command = (
             *(sys.executable, "-m", "octavo.server.text.template_helper"),
-            *(str(memory), str(seconds)),
+            *(str(memory), str(seconds), str(os.getpid())),
         )
         self._helper: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()

@@ -53,10 +53,13 @@ class Daemon:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *arguments: str, environment: dict[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    leaves_with: int = 0,
 ) -> Iterator[Daemon]:
-    """A daemon that is ready, on a free port; its log goes to `folder`. Ended with SIGTERM, and
-    must then leave with 0."""
+    """A daemon that is ready, on a free port; its log goes to `folder`. Ended with SIGTERM where it
+    has not ended before, and must leave with `leaves_with` (-9: killed)."""
     port = free_port()
     log = folder / f"octavo-{port}.log"
     with log.open("wb") as sink:
@@ -71,7 +74,7 @@ def serving(
         _wait_until_ready(url, process, log)
         yield Daemon(url, process.pid, log)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_LIMIT_SECONDS) == 0, log.read_text()
+        assert process.wait(STOP_LIMIT_SECONDS) == leaves_with, log.read_text()
     finally:
         if process.poll() is None:
             process.kill()
