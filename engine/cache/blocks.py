@@ -8,7 +8,9 @@ nothing of use goes to the head. Contents are forgotten only when the block is g
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
+from operator import and_
 
 
 class Block:
@@ -49,6 +51,8 @@ class BlockPool:
         self.blocks = [Block(number) for number in range(size)]
         self.free = 0  # blocks in the free list
         self.behind = 0  # blocks behind the fence
+        self.held = 0  # references to all blocks together
+        self.overdrawn = 0  # releases of blocks that nobody held; an audit mends that
         self._fenced: deque[tuple[int, Block]] = deque()
         self._ring = Block(-1)  # sentinel: next is the list's head, prev its tail
         for block in self.blocks:
@@ -70,6 +74,7 @@ class BlockPool:
             raise IndexError("no block is free")
         self._unlink(block)
         block.references = 1
+        self.held += 1
         return block
 
     def hold(self, block: Block) -> None:
@@ -80,12 +85,15 @@ class BlockPool:
             block.fence = None
             self.behind -= 1
         block.references += 1
+        self.held += 1
 
     def release(self, block: Block, fence: int | None) -> None:
         """Drop a holder; after the last one the block is free once step `fence` is settled."""
         if block.references <= 0:
-            raise AssertionError(f"block {block.id} is released more often than held")
+            self.overdrawn += 1
+            return
         block.references -= 1
+        self.held -= 1
         if block.references:
             return
         if fence is None:
@@ -105,18 +113,87 @@ class BlockPool:
                 self.behind -= 1
                 self._list(block)
 
-    def check(self) -> None:
-        """Raise AssertionError unless list, fence and counts agree."""
-        listed = 0
-        block = self._ring.next
-        while block is not self._ring:
-            assert block.listed and not block.references and block.fence is None, block.id
-            assert block.next.prev is block, block.id
-            listed += 1
-            block = block.next
+    def sound(self, holders: Counter[int]) -> bool:
+        """Whether `faults` would find nothing: a few passes over all blocks, quick ones."""
+        true = [0] * len(self.blocks)
+        for number, count in holders.items():
+            true[number] = count
+        references = [block.references for block in self.blocks]
+        fenced = [block.fence is not None for block in self.blocks]
+        listed = [block.listed for block in self.blocks]
+        free = [not (held or waits) for held, waits in zip(true, fenced, strict=True)]
+        return (
+            references == true
+            and listed == free
+            and not any(map(and_, fenced, map(bool, true)))
+            and self.free == sum(listed) == len(self._listed())
+            and (self.behind, self.held, self.overdrawn) == (sum(fenced), sum(true), 0)
+        )
+
+    def faults(self, holders: Counter[int]) -> Iterator[str]:
+        """What disagrees with the true number of holders of each block, in words."""
+        for block in self.blocks:
+            number, true = block.id, holders[block.id]
+            if block.references != true:
+                yield f"block {number} counts {block.references} holders and has {true}"
+            if block.listed != (block.references == 0 and block.fence is None):
+                yield f"block {number} is {'' if block.listed else 'not '}in the free list"
+            if block.fence is not None and block.references:
+                yield f"block {number} is held and waits to be free"
+        listed = len(self._listed())
         behind = sum(block.fence is not None for block in self.blocks)
-        used = sum(block.references > 0 for block in self.blocks)
-        assert (listed, behind, used) == (self.free, self.behind, self.used)
+        held = sum(block.references for block in self.blocks)
+        for name, counted, true in (
+            ("in the free list", self.free, listed),
+            ("behind the fence", self.behind, behind),
+            ("holders", self.held, held),
+            ("marked as listed", sum(block.listed for block in self.blocks), listed),
+            ("releases too many", self.overdrawn, 0),
+        ):
+            if counted != true:
+                yield f"blocks: {counted} {name} rather than {true}"
+
+    def mend(self, holders: Counter[int], fence: int | None) -> set[int]:
+        """Make all of it agree with the true number of holders of each block.
+
+        What is free without having counted as free waits for step `fence`. Returns the blocks
+        that had more holders than they counted: they may have been given to somebody else.
+        """
+        order = self._listed()  # in which they would have been given out
+        lost = {block.id for block in self.blocks if block.references < holders[block.id]}
+        for block in self.blocks:
+            surplus = block.references > 0
+            block.references = holders[block.id]
+            if block.references:
+                block.fence = None
+            elif surplus and fence is not None:
+                block.fence = fence
+        self.held = holders.total()
+        self.overdrawn = 0
+        waiting = [(b.fence, b) for b in self.blocks if b.fence is not None]
+        self.behind = len(waiting)
+        self._fenced = deque(sorted(waiting, key=lambda entry: entry[0]))
+        self.free = 0
+        self._ring.prev = self._ring.next = self._ring
+        for block in self.blocks:
+            block.listed = False
+        for block in [b for b in order if not b.references and b.fence is None]:
+            self._link(block, self._ring.prev)
+        for block in self.blocks:
+            if not (block.references or block.listed) and block.fence is None:
+                self._list(block)
+        return lost
+
+    def _listed(self) -> list[Block]:
+        """The free list from its head on, as far as it is one."""
+        found: list[Block] = []
+        block = self._ring.next
+        while block is not self._ring and len(found) < len(self.blocks):
+            found.append(block)
+            if block.next.prev is not block:
+                break
+            block = block.next
+        return found
 
     def _list(self, block: Block) -> None:
         self._link(block, self._ring if block.digest is None else self._ring.prev)

@@ -8,12 +8,12 @@ step, while a host block that is being read may not: it waits behind the fence f
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..sequence import NOWHERE, Sequence
 from ..step import Moves
+from .audit import Audit, Mended
 from .blocks import Block, BlockPool
 from .prefix import NoPrefixes, Prefixes, PrefixIndex
 
@@ -42,10 +42,12 @@ class BlockManager:
     def __init__(
         self, *, num_blocks: int, num_host_blocks: int, block_size: int, prefix_caching: bool
     ) -> None:
+        self.size = num_blocks
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
         self._host = BlockPool(num_host_blocks)
         self._prefixes: Prefixes = PrefixIndex(block_size) if prefix_caching else NoPrefixes()
+        self._audit = Audit(self._pool, self._host, self._prefixes)
         self._swap_out: list[tuple[int, int]] = []
         self._swap_in: list[tuple[int, int]] = []
         self._copies: list[tuple[int, int]] = []
@@ -244,23 +246,27 @@ class BlockManager:
             blocks_copied=self._blocks_copied,
         )
 
-    def check(self, sequences: Iterable[Sequence]) -> None:
+    def audit(self, sequences: Collection[Sequence], *, thoroughly: bool) -> Mended | None:
+        """Hold the books against the tables of all live `sequences`, and mend them if they are
+        wrong. None when nothing was.
+
+        Not `thoroughly` it compares sums only, which tells of any block that was lost or freed
+        twice since the last time.
+        """
+        right = self._audit.balanced(sequences) and (not thoroughly or self._audit.sound(sequences))
+        return None if right else self._audit.mend(sequences, self._fence)
+
+    def check(self, sequences: Collection[Sequence]) -> None:
         """Raise AssertionError unless the tables of all live `sequences` account for every
-        reference, and nobody is about to write to a block that others hold."""
-        device: Counter[int] = Counter()
-        host: Counter[int] = Counter()
+        reference, and cover what they have computed."""
+        faults = self._audit.faults(sequences)
+        assert not faults, faults
+        assert self._audit.balanced(sequences) and self._audit.sound(sequences)
         for sequence in sequences:
-            device.update(block for block in sequence.block_table if block != NOWHERE)
-            host.update(block for block in sequence.host_table if block != NOWHERE)
             assert len(sequence.block_table) == self._blocks_for(sequence.computed), sequence
             if sequence.host_table:
                 pairs = zip(sequence.block_table, sequence.host_table, strict=True)
                 assert all((a == NOWHERE) != (b == NOWHERE) for a, b in pairs), sequence
-        for pool, expected in ((self._pool, device), (self._host, host)):
-            pool.check()
-            for block in pool.blocks:
-                assert block.references == expected[block.id], (block.id, expected[block.id])
-        self._prefixes.check()
 
     # --- inside --------------------------------------------------------------------------------
 

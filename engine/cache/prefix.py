@@ -66,8 +66,15 @@ class Prefixes(Protocol):
     def settle(self, step: int) -> None:
         """Plan `step` computes nothing any more."""
 
-    def check(self) -> None:
-        """Raise AssertionError unless index and blocks agree."""
+    def sound(self) -> bool:
+        """Whether every entry leads to the block that says so. Contents are compared when they
+        are found."""
+
+    def faults(self) -> Iterator[str]:
+        """Where index and blocks disagree, in words; also about contents."""
+
+    def mend(self, blocks: list[Block]) -> None:
+        """Forget all entries in doubt. `blocks` is the pool."""
 
 
 class PrefixIndex:
@@ -132,16 +139,31 @@ class PrefixIndex:
 
     def forget(self, block: Block) -> None:
         if block.digest is not None:
-            del self._blocks[block.digest]
+            if self._blocks.get(block.digest) is block:
+                del self._blocks[block.digest]
             block.digest, block.parent, block.content = None, b"", b""
 
     def settle(self, step: int) -> None:
         if self._computing:
             self._computing = {d: s for d, s in self._computing.items() if s > step}
 
-    def check(self) -> None:
+    def sound(self) -> bool:
+        return list(self._blocks) == [block.digest for block in self._blocks.values()]
+
+    def faults(self) -> Iterator[str]:
         for digest, block in self._blocks.items():
-            assert block.digest == digest == chain_digest(block.parent, block.content), block.id
+            if not block.digest == digest == chain_digest(block.parent, block.content):
+                yield f"prefix index: block {block.id} is not what it is found by"
+
+    def mend(self, blocks: list[Block]) -> None:
+        self._blocks = {
+            digest: block
+            for digest, block in self._blocks.items()
+            if block.digest == digest == chain_digest(block.parent, block.content)
+        }
+        for block in blocks:
+            if block.digest is not None and self._blocks.get(block.digest) is not block:
+                block.digest, block.parent, block.content = None, b"", b""
 
     def _attachable(self, sequence: Sequence) -> int:
         """Full blocks before the last position to compute."""
@@ -194,5 +216,11 @@ class NoPrefixes:
     def settle(self, step: int) -> None:
         return
 
-    def check(self) -> None:
+    def sound(self) -> bool:
+        return True
+
+    def faults(self) -> Iterator[str]:
+        return iter(())
+
+    def mend(self, blocks: list[Block]) -> None:
         return

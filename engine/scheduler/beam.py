@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..executor.base import Capacity
-from ..params import FinishReason, choice_seed
+from ..params import Emitted, FinishReason, choice_seed
 from ..sequence import Sequence
 from ..step import Delta, Slice, SliceResult, Wants
 from .search import Family, Terms
@@ -82,6 +82,9 @@ class BeamSearch:
             for beam in self._beams.values():
                 self._family.end(beam.sequence, FinishReason.ABORT)
             self._beams = {}
+
+    def emitted(self) -> tuple[Emitted, ...]:
+        return ()
 
     def _continue(self, now: float) -> list[Delta]:
         """All beams have their candidates: choose those that live on."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Vector
 from operator import add
 
 from ..executor.base import Capacity
-from ..params import FinishReason, PoolingKind, PoolingParams
+from ..params import Emitted, FinishReason, PoolingKind, PoolingParams
 from ..sequence import Sequence
 from ..step import Delta, Slice, SliceResult, Wants
 from .search import Family, Terms
@@ -70,6 +70,9 @@ class PoolSearch:
     def abort(self, index: int | None) -> None:
         if index in (None, 0):
             self._family.end(self._root, FinishReason.ABORT)
+
+    def emitted(self) -> tuple[Emitted, ...]:
+        return ()
 
 
 def _finished(pooled: list[float], pooling: PoolingParams) -> tuple[float, ...]:

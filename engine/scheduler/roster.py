@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..cache.manager import BlockManager
+from ..executor.base import Capacity
 from ..params import FinishReason, Request
 from ..sequence import NOWHERE, Sequence, Status
+from .beam import BeamSearch
 from .policy import Policy
+from .pool import PoolSearch
 from .preemption import Preemption
+from .sample import SampleSearch, open_choices
 from .search import Search
 
 
@@ -22,7 +26,13 @@ class Roster:
     """
 
     def __init__(
-        self, *, blocks: BlockManager, policy: Policy, preemption: Preemption, places: int
+        self,
+        *,
+        blocks: BlockManager,
+        policy: Policy,
+        preemption: Preemption,
+        places: int,
+        capacity: Capacity,
     ) -> None:
         self.live: dict[int, Sequence] = {}
         self.waiting: dict[int, Sequence] = {}  # WAITING or SWAPPED
@@ -34,6 +44,7 @@ class Roster:
         self._policy = policy
         self._preemption = preemption
         self._most = places
+        self._capacity = capacity
         self._ordered = True
         self._family_size: Counter[str] = Counter()  # live sequences of each request
         self._retired: list[int] = []  # to be told to the compute wing with the next plan
@@ -59,6 +70,21 @@ class Roster:
         return self.searches[sequence.request.id]
 
     # --- a sequence's life ---------------------------------------------------------------------
+
+    def begin(self, request: Request) -> None:
+        """The first sequence of a request, which waits, and how the request is searched."""
+        choices = open_choices(request)
+        if not choices:
+            return
+        root = self.create(request, list(request.prompt_token_ids))
+        search: Search
+        if request.pooling is not None:
+            search = PoolSearch(root, request.pooling, self._capacity, self)
+        elif request.sampling.beam_width:
+            search = BeamSearch(root, self._capacity, self)
+        else:
+            search = SampleSearch(root, choices, self._capacity, self)
+        self.searches[request.id] = search
 
     def create(self, request: Request, token_ids: list[int]) -> Sequence:
         """A new sequence that waits; its search says what it is to become."""

@@ -7,7 +7,7 @@ choice computes that token, and samples from it, itself: a choice is a sequence 
 from __future__ import annotations
 
 from ..executor.base import Capacity
-from ..params import FinishReason, Request, choice_seed
+from ..params import Emitted, FinishReason, Request, choice_seed
 from ..sequence import Sequence
 from ..step import Delta, Slice, SliceResult, Wants
 from .search import Family, Terms
@@ -80,6 +80,22 @@ class SampleSearch:
         elif index in self._live:
             self._end(self._live[index], FinishReason.ABORT)
 
+    def emitted(self) -> tuple[Emitted, ...]:
+        if self._unborn:  # the root has said nothing yet, and may be nobody's choice
+            wanted = {*self._unborn, *([] if self._root_unwanted else self._live)}
+        else:
+            wanted = set(self._live)
+        return tuple(
+            Emitted(token_ids=self._said(index), finished=index not in wanted)
+            for index in range(self._terms.request.sampling.n)
+        )
+
+    def _said(self, index: int) -> tuple[int, ...]:
+        sequence = self._live.get(index)
+        if sequence is None or self._unborn:
+            return self._emitted(index)
+        return tuple(sequence.token_ids[sequence.prompt_length :])
+
     def _branch(self, root: Sequence) -> None:
         """The root has come to the last prompt token: fork the other choices, be the first."""
         for index in self._unborn:
@@ -134,6 +150,7 @@ class SampleSearch:
         now: float,
     ) -> Delta:
         first = sequence.first_token is None
+        untold = first and not self._emitted(sequence.index)  # else an earlier attempt has told it
         if first:
             sequence.first_token = now
         delta = Delta(
@@ -142,7 +159,7 @@ class SampleSearch:
             token_ids=accepted,
             logprobs=result.logprobs[: len(accepted)],
             prompt_logprobs=tuple(self._terms.logprobs) if first and not sequence.index else (),
-            cached_tokens=sequence.cached_tokens if first else None,
+            cached_tokens=sequence.cached_tokens if untold else None,
             finish_reason=reason,
             stop_token_id=stop_id,
             timing=None if reason is None else self._terms.timing(sequence, now),

@@ -24,14 +24,11 @@ from ..step import (
     StepPlan,
     StepStats,
 )
-from .beam import BeamSearch
+from .audits import Audits
 from .budget import StepBudget
 from .policy import policy_named
-from .pool import PoolSearch
 from .preemption import Preemption
 from .roster import Roster
-from .sample import SampleSearch, open_choices
-from .search import Search
 from .slices import SAMPLES, next_slice
 from .step_time import StepTime
 
@@ -67,10 +64,11 @@ class Scheduler:
             policy=policy_named(config.scheduling_policy),
             preemption=self._preemption,
             places=config.max_num_seqs,
+            capacity=capacity,
         )
+        self._audits = Audits(self._blocks, self._roster)
         self._in_flight: deque[StepPlan] = deque()
         self._step = 0  # number of the next plan
-        self._audit_failures = 0
 
     @property
     def has_work(self) -> bool:
@@ -99,11 +97,7 @@ class Scheduler:
             raise ValueError(f"request {request.id!r} is live already")
         if not 1 <= len(request.prompt_token_ids) <= self._capacity.max_model_len:
             raise ValueError(f"request {request.id!r} has a prompt that cannot be computed")
-        choices = open_choices(request)
-        if not choices:
-            return
-        root = self._roster.create(request, list(request.prompt_token_ids))
-        self._roster.searches[request.id] = self._search(root, choices)
+        self._roster.begin(request)
         if held:
             self._roster.hold(request.id, True)
 
@@ -117,6 +111,7 @@ class Scheduler:
         search = self._roster.searches.get(request_id)
         if search is not None:
             search.abort(index)
+            self._audits.make(self._step)
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can be computed before a plan in flight ends."""
@@ -200,7 +195,7 @@ class Scheduler:
             if sequence.status is Status.RUNNING:
                 self._blocks.publish(sequence, piece.start + piece.count)
             deltas += search.advance(sequence, piece, result, now)
-        self._audit()
+        self._audits.make(self._step)
         return deltas
 
     def fail_step(self, plan: StepPlan, error: str, now: float) -> list[Delta]:
@@ -230,7 +225,7 @@ class Scheduler:
             elif not returned.isdisjoint(sequence.block_table):
                 deltas += self._roster.search(sequence).fail(sequence, error, now)
         self._roster.retire_again(plan.retired)
-        self._audit()
+        self._audits.make(self._step)
         return deltas
 
     def stats(self) -> StepStats:
@@ -253,7 +248,7 @@ class Scheduler:
             blocks_swapped_out=usage.blocks_swapped_out,
             blocks_swapped_in=usage.blocks_swapped_in,
             blocks_copied=usage.blocks_copied,
-            audit_failures=self._audit_failures,
+            audit_failures=self._audits.failures,
             token_seconds=self.step_time.token_seconds,
         )
 
@@ -267,15 +262,6 @@ class Scheduler:
             assert 0 <= sequence.promised <= sequence.in_flight, sequence
 
     # --- inside --------------------------------------------------------------------------------
-
-    def _search(self, root: Sequence, choices: list[int]) -> Search:
-        """How the request of `root` is searched."""
-        request = root.request
-        if request.pooling is not None:
-            return PoolSearch(root, request.pooling, self._capacity, self._roster)
-        if request.sampling.beam_width:
-            return BeamSearch(root, self._capacity, self._roster)
-        return SampleSearch(root, choices, self._capacity, self._roster)
 
     def _compute(self, sequence: Sequence, count: int, now: float) -> Slice:
         """The slice of the next `count` tokens, for which blocks have been reserved."""
@@ -301,10 +287,4 @@ class Scheduler:
             raise AssertionError(f"plan {plan.number} is not the oldest in flight")
         self._in_flight.popleft()
         self._blocks.settle(plan.number)
-
-    def _audit(self) -> None:
-        """An engine without sequences holds no blocks."""
-        if not self._roster.live and (
-            self._blocks.usage.blocks_used or self._blocks.usage.host_blocks_used
-        ):
-            self._audit_failures += 1
+        self._audits.make(self._step)  # before what it computed is believed

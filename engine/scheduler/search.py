@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..executor.base import Capacity
-from ..params import FinishReason, Request
+from ..params import Emitted, FinishReason, Request
 from ..sequence import Sequence
 from ..step import Delta, Slice, SliceResult, Timing, TokenLogprobs, Wants
 
@@ -38,6 +38,10 @@ class Search(Protocol):
 
     def abort(self, index: int | None) -> None:
         """Nobody wants choice `index`, or any choice, any more."""
+
+    def emitted(self) -> tuple[Emitted, ...]:
+        """What its choices have said so far, and which have ended: with this the request can be
+        begun anew, and goes on with the very next token."""
 
 
 class Terms:

@@ -68,7 +68,11 @@ class Metrics:
                 ("blocks_swapped_out", "kv_blocks_swapped_out", "KV blocks moved to the host."),
                 ("blocks_swapped_in", "kv_blocks_swapped_in", "KV blocks moved back."),
                 ("blocks_copied", "kv_blocks_copied", "KV blocks copied on write."),
-                ("audit_failures", "kv_audit_failures", "Errors in block accounting: always 0."),
+                (
+                    "audit_failures",
+                    "kv_block_audit_failures",
+                    "Errors in block accounting, mended.",
+                ),
             )
         }
         self._preemptions = f.counter("num_preemptions", "Sequences that gave way to others.")

@@ -44,7 +44,7 @@ async def test_64_streams_for_a_minute(tmp_path: Path) -> None:
             rounds, tokens = rounds + 1, tokens + report.output_tokens
         daemon.wait_until_idle()
         assert daemon.metric("octavo:generation_tokens_total") == tokens
-        assert daemon.metric("octavo:kv_audit_failures_total") == 0
+        assert daemon.metric("octavo:kv_block_audit_failures_total") == 0
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with serving(folder, "--max-num-seqs", "32", "--dtype", "float32") as running:
         yield running
         assert running.metric("octavo:engine_restarts_total") <= 1  # the one that a test kills
-        assert running.metric("octavo:kv_audit_failures_total") == 0
+        assert running.metric("octavo:kv_block_audit_failures_total") == 0
 
 
 @pytest.fixture(scope="module")
