@@ -25,6 +25,7 @@ from octavo.version import __version__
 from .admin import Admin
 from .admission import Admission
 from .generation import Generation
+from .keys import read_keys
 from .listener import connection_limit, url_of
 from .middleware import Gate, KeyGuard, Reception
 from .models import ModelPool, ServedModel
@@ -100,6 +101,7 @@ def create_app(
         version=__version__,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # the path that the key guard saw is the one that counts
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.admission = admission
@@ -108,8 +110,9 @@ def create_app(
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
     app.add_middleware(Gate, admission=admission)
-    if settings.api_key:
-        app.add_middleware(KeyGuard, keys=settings.api_key)
+    if keys := read_keys(settings):
+        salted = settings.prefix_cache_salt == "key"
+        app.add_middleware(KeyGuard, keys=keys, salted=salted)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,

@@ -13,6 +13,7 @@ import httpx
 
 from octavo.engine.errors import OctavoError
 
+from .keys import read_keys
 from .settings import Settings
 
 # What could steer a terminal, in text that a model wrote; line ends and tabs may pass.
@@ -139,7 +140,7 @@ def _parser(command: str, description: str, settings: Settings) -> argparse.Argu
     here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     parser.add_argument("--url", default=f"http://{here}:{settings.port}", help="%(default)s")
     parser.add_argument("--model", help="a served name; the server's own choice if not given")
-    parser.add_argument("--api-key", default=next(iter(settings.api_key), None))
+    parser.add_argument("--api-key", default=next(iter(read_keys(settings)), None))
     parser.add_argument("--max-tokens", type=int, default=256, help="%(default)s")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)

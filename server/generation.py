@@ -117,7 +117,7 @@ class Generation:
             arrival=arrival,
             deadline=job.permit.deadline,
             priority=job.priority,
-            cache_salt=job.cache_salt,
+            cache_salt=_salt(tally.cache_owner, job.cache_salt),
         )
         choices = [ChoiceText(job.model.tokenizer, params) for _ in range(params.n)]
         ended: set[int] = set()
@@ -177,6 +177,11 @@ class Generation:
     def _count(self, tally: Tally, index: int, tokens: int) -> None:
         if tokens:
             self._metrics.on_tokens(tokens, gap_seconds=tally.tokens(index, tokens))
+
+
+def _salt(owner: str, given: str) -> str:
+    """No two pairs become the same text: an owner has no slash in it."""
+    return f"{owner}/{given}" if owner else given
 
 
 async def _merged(

@@ -36,6 +36,7 @@ PROBES = frozenset(("/health", "/livez", "/readyz", "/ping", "/version", "/metri
 _CLIENT_LEFT = 499  # a status for log and metrics only
 # What is a route to generate, and therefore stands in the queue.
 QUEUED = frozenset(("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"))
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _PRINTABLE_ID = re.compile(r"[\x21-\x7e]+")
 _LONGEST_ID = 128
 
@@ -98,7 +99,10 @@ class Reception:
         route = scope["state"].get("route") or getattr(scope.get("route"), "path", "none")
         record = tally.record(route=route, status=status)
         self._metrics.on_http(
-            handler=route, method=scope["method"], status=status, seconds=record.total_seconds
+            handler=route,
+            method=scope["method"] if scope["method"] in _METHODS else "other",
+            status=status,
+            seconds=record.total_seconds,
         )
         if tally.generating:
             self._metrics.on_finished(record)
@@ -139,8 +143,10 @@ class Gate:
 class KeyGuard:
     """Lets nobody in without one of the keys, except to the probes."""
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], salted: bool) -> None:
+        """`salted`: each key has a prefix cache of its own."""
         self._app = app
+        self._salted = salted
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +164,11 @@ class KeyGuard:
         given = _digest(key.strip())
         # Every key is compared, in a time that tells nothing of how much of it was right.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        if scheme.lower() != "bearer" or not any(matches):
+            return False
+        if self._salted:
+            scope["state"]["tally"].cache_owner = f"key {matches.index(True)}"
+        return True
 
 
 def _path(scope: Scope) -> str:

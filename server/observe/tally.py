@@ -19,6 +19,7 @@ class Tally:
 
     id: str
     arrival: float = field(default_factory=time.monotonic)
+    cache_owner: str = ""  # whose prefix cache it uses; empty: everybody's
     generating: bool = False  # it has come as far as the engine
     failure: BaseException | None = None  # what it ended with
     status: int | None = None  # what it ended with, where the status line had left before

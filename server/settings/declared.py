@@ -68,7 +68,7 @@ def _setting(
         "aliases": aliases,
         "secret": secret,
     }
-    return field(default=default, metadata=declared)
+    return field(default=default, metadata=declared, repr=not secret)
 
 
 _ENGINE = EngineConfig(model="")  # its defaults are stated there
@@ -164,6 +164,13 @@ class Settings:
         "Memory",
         "Keep KV blocks of finished requests for prompts that begin alike.",
         aliases=("enable-prefix-caching",),
+    )
+    prefix_cache_salt: str = _setting(
+        kinds.choice("none", "key"),
+        "none",
+        "Memory",
+        "`key`: a prompt finds only KV blocks of requests with the same API key, so that nobody "
+        "can tell from times what others have asked. `cache_salt` of a request separates further.",
     )
 
     max_num_seqs: int = _setting(
@@ -278,8 +285,15 @@ class Settings:
         kinds.texts("KEY"),
         (),
         "Server",
-        "Keys of which requests to /v1 must carry one. Better given as a variable than as a flag.",
+        "Keys of which every request must carry one, except to probes. Better given as a variable "
+        "or file than as a flag, which other users of the machine can see.",
         secret=True,
+    )
+    api_key_file: str | None = _setting(
+        kinds.optional(kinds.text("FILE"), "none"),
+        None,
+        "Server",
+        "A file with more keys, one a line; lines that begin with # are comments.",
     )
     allowed_origins: tuple[str, ...] = _setting(
         kinds.texts("ORIGIN"),

@@ -36,7 +36,16 @@ COMPUTE = (
     ("kv_cache",),
     ("parallel", "device"),
 )
-SERVER_TOP = ("app", "cli", "offline", "bench_offline", "terminal", "chat_client", "listener")
+SERVER_TOP = (
+    "app",
+    "cli",
+    "offline",
+    "bench_offline",
+    "terminal",
+    "chat_client",
+    "listener",
+    "keys",
+)
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
 SERVER_TEXT = ("generation", "admission", "models", "text", "observe", "settings")
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 from octavo.engine.assembly import run_engine
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.channel import Channel
 from octavo.engine.config import EngineConfig
+from octavo.engine.heartbeat import Pulse
 from octavo.engine.supervisor import EngineThread
 from octavo.server.app import create_app
 from octavo.server.models import ModelPool
 from octavo.server.observe.metrics import Metrics
 from octavo.server.settings import Settings
+from octavo.server.text.grammar_check import GrammarCheck
 
 from ..fakes.executor import FakeExecutor
 from .serving import model
@@ -22,18 +26,23 @@ from .serving import model
 
 @contextlib.asynccontextmanager
 async def paged(
-    executor: FakeExecutor | None = None, *, max_num_seqs: int = 64, **settings: object
+    executor: FakeExecutor | None = None,
+    *,
+    grammar_check: Callable[[Path], Any] = GrammarCheck,
+    max_num_seqs: int = 64,
+    **settings: Any,
 ) -> AsyncIterator[Paged]:
     """One that has started. At its end nothing may be left of any request."""
     executor = executor or FakeExecutor()
     config = EngineConfig(model="fake", max_num_seqs=max_num_seqs)
 
-    def run(channel: Channel) -> None:
-        run_engine(config, channel, executor)
+    def run(channel: Channel, pulse: Pulse) -> None:
+        run_engine(config, channel, executor, pulse)
 
     engine = AsyncEngine(lambda epoch: EngineThread(run, epoch))
     await engine.start(lambda stage, done, total: None)
-    server = Paged(engine, executor, max_num_seqs, settings)
+    chosen = Settings(max_num_seqs=max_num_seqs, **settings)
+    server = Paged(engine, executor, chosen, grammar_check)
     try:
         yield server
         await server.until_empty()
@@ -50,17 +59,19 @@ class Paged:
         self,
         engine: AsyncEngine,
         executor: FakeExecutor,
-        max_num_seqs: int,
-        settings: dict[str, object],
+        settings: Settings,
+        grammar_check: Callable[[Path], Any],
     ) -> None:
         self.engine = engine
         self.executor = executor
+        self.settings = settings
         self.metrics = Metrics(model_name="tiny", longest_context=512)
         self.app = create_app(
             engine,
             ModelPool((model(),)),
-            Settings(max_num_seqs=max_num_seqs, **settings),  # type: ignore[arg-type]
+            settings,
             metrics=self.metrics,
+            grammar_check=grammar_check,
         )
         self.admission = self.app.state.admission
 
