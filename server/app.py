@@ -47,6 +47,7 @@ from .terminal import StartupProgress, banner
 from .text.grammar_check import GrammarCheck
 from .text.template_sandbox import TemplateFault
 from .text.template_worker import Renderer, TemplateWorker
+from .threads import Threads
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
@@ -85,12 +86,14 @@ def create_app(
     )
     checks = {model.folder: grammar_check(model.folder) for model in models}
     own, strangers = renderer(), renderer()
+    threads = Threads()
     desk = Desk(
         settings=settings,
         engine=engine,
         models=models,
         admission=admission,
         generation=Generation(engine, metrics, at_once=settings.max_num_seqs),
+        threads=threads,
         checks=checks,
         renderer=own,
         strangers_renderer=strangers,
@@ -105,8 +108,9 @@ def create_app(
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.admission = admission
+    app.state.threads = threads
     app.state.renderer = own
-    app.state.helpers = (*checks.values(), own, strangers)
+    app.state.helpers = (*checks.values(), own, strangers, threads)
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
     app.add_middleware(Gate, admission=admission)
@@ -176,7 +180,7 @@ class _Daemon:
         app = create_app(engine, self._models, settings, metrics=self._metrics)
         self._admission: Admission = app.state.admission
         self._renderer: Renderer = app.state.renderer
-        self._helpers: tuple[GrammarCheck | Renderer, ...] = app.state.helpers
+        self._helpers: tuple[GrammarCheck | Renderer | Threads, ...] = app.state.helpers
         self._folder = model.folder
         self._server = http_server(
             app, settings, connections=connection_limit(settings.max_connections)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MAX_DEPTH = 128
-INLINE_BYTES = 1 << 16  # longer ones are parsed in a thread, so that the event loop goes on
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")

@@ -18,7 +18,7 @@ from ..observe.tally import Tally
 from ..text.message import MessageReader, Part
 from ..text.tool_parser import Content
 from .conversation import message_text
-from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now
+from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now, size_of
 from .logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from .messages import delta_of, message_of
 from .schema import (
@@ -61,7 +61,9 @@ class Chat:
                 events, tally, ping_seconds=self._desk.settings.ping_interval
             )
         choices = await gather(job, self._desk.generation.stream(job, tally), spent, form.read)
-        return answer(form.whole(choices, spent))
+        return await self._desk.threads.run(
+            lambda: answer(form.whole(choices, spent)), size=size_of(choices)
+        )
 
     async def _events(self, form: _Form, spent: Spent, tally: Tally) -> AsyncGenerator[bytes, None]:
         options = form.body.stream_options

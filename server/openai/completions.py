@@ -16,7 +16,7 @@ from octavo.engine.errors import InvalidParameter
 from ..generation import Job, TextDelta
 from ..observe.tally import Tally
 from .constraints import answer_grammar, read_obligation
-from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now
+from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now, size_of
 from .logprobs import (
     Entry,
     TokenNames,
@@ -30,9 +30,9 @@ from .params import (
     check_choices,
     check_context,
     check_ids,
+    check_length,
     completion_max_tokens,
     context_of,
-    encode,
     keep_last,
     listed_prompts,
     model_named,
@@ -69,12 +69,13 @@ class Completions:
             raise InvalidParameter("suffix: this model cannot insert text.", param="suffix")
         max_tokens = completion_max_tokens(body)
         params = sampling_params(body, model, max_tokens=max_tokens, scores=scores)
-        obligation = await read_obligation(raw, model)
+        threads = self._desk.threads
+        obligation = await threads.run(lambda: read_obligation(raw, model), size=visit.size)
         self._desk.require_accepting()
         context = context_of(model)
-        texts, prompts = await _prompts(body, model)
-        for prompt in prompts:
-            check_context(prompt, max_tokens, context, "prompt")
+        texts, prompts = await threads.run(
+            lambda: _prompts(body, model, max_tokens, context), size=visit.size
+        )
         visit.permit.weigh(prompts)
         check = self._desk.check_of(model)
         params = replace(params, grammar=await answer_grammar(obligation, model, check))
@@ -95,7 +96,7 @@ class Completions:
                 events, tally, ping_seconds=self._desk.settings.ping_interval
             )
         choices = await gather(job, self._desk.generation.stream(job, tally), spent)
-        return answer(form.whole(choices, spent))
+        return await threads.run(lambda: answer(form.whole(choices, spent)), size=size_of(choices))
 
     async def _events(self, form: _Form, spent: Spent, tally: Tally) -> AsyncGenerator[bytes, None]:
         options = form.body.stream_options
@@ -221,13 +222,14 @@ class _Form:
         return completion_logprobs(entries, self.names, top=self.scores.output, offset=offset)
 
 
-async def _prompts(
-    body: CompletionRequest, model: ServedModel
+def _prompts(
+    body: CompletionRequest, model: ServedModel, max_tokens: int, context: int
 ) -> tuple[list[str], list[Sequence[int]]]:
     """Texts (for the echo) and token ids of all prompts.
 
     Raises:
         InvalidParameter: there is none, one is empty, or texts and ids are mixed.
+        ContextLengthExceeded: one is too long.
     """
     special = True if body.add_special_tokens is None else body.add_special_tokens
     texts: list[str] = []
@@ -236,13 +238,16 @@ async def _prompts(
     check_choices(len(listed), max(body.n or 1, body.best_of or 1), "prompt")
     for item in listed:
         if isinstance(item, str):
-            ids = await encode(model, item, add_special_tokens=special)
+            if body.truncate_prompt_tokens is None:
+                check_length(item, model, context, "prompt")
+            ids = model.tokenizer.encode(item, add_special_tokens=special, parse_special=True)
         else:
             check_ids(item, model.config.vocab_size, "prompt")
             ids = item
         ids = keep_last(ids, body.truncate_prompt_tokens)
         if not ids:
             raise InvalidParameter("prompt: one has no tokens.", param="prompt")
+        check_context(ids, max_tokens, context, "prompt")
         cut = body.truncate_prompt_tokens is not None
         prompts.append(ids)
         texts.append(item if isinstance(item, str) and not cut else _text_of(ids, model, body))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -36,10 +35,10 @@ class Obligation:
         return None if self.use is None else list(self.use.entries)
 
 
-async def read_obligation(
+def read_obligation(
     raw: Mapping[str, Any], model: ServedModel, template: ChatTemplate | None = None
 ) -> Obligation:
-    """From a request's body, in a thread where there is much to read.
+    """From a request's body; takes time where there is much to read.
 
     Args:
         template: what tools are shown to the model with; None: the endpoint has no tools.
@@ -47,34 +46,22 @@ async def read_obligation(
     Raises:
         InvalidParameter: it asks for what is unknown, incomplete or contradictory.
     """
-
-    def read() -> Obligation:
-        structure = read_structure(raw, model.tokenizer.token_id)
-        use = read_tools(raw) if template is not None else None
-        if template is None or use is None or use.mode is ToolMode.NONE:
-            return Obligation(structure=structure, use=use)
-        family = ToolFamily.of(template.text, model.tokenizer)
-        # Where nothing but its JSON tells a call, no grammar can tell it from an answer.
-        bindable = structure is None or (
-            structure.spec.kind is GrammarKind.JSON_SCHEMA and not family.bare
+    structure = read_structure(raw, model.tokenizer.token_id)
+    use = read_tools(raw) if template is not None else None
+    if template is None or use is None or use.mode is ToolMode.NONE:
+        return Obligation(structure=structure, use=use)
+    family = ToolFamily.of(template.text, model.tokenizer)
+    # Where nothing but its JSON tells a call, no grammar can tell it from an answer.
+    bindable = structure is None or (
+        structure.spec.kind is GrammarKind.JSON_SCHEMA and not family.bare
+    )
+    if use.mode is ToolMode.AUTO and not bindable:
+        raise InvalidParameter(
+            "tools: the form of this model's answer cannot be bound so where it may be a "
+            "call; leave one out, or set tool_choice to none or required.",
+            param="tools",
         )
-        if use.mode is ToolMode.AUTO and not bindable:
-            raise InvalidParameter(
-                "tools: the form of this model's answer cannot be bound so where it may be a "
-                "call; leave one out, or set tool_choice to none or required.",
-                param="tools",
-            )
-        return Obligation(structure=structure, use=use, family=family)
-
-    if not any(raw.get(name) for name in ("tools", *_FORMS)):
-        return read()
-    return await asyncio.to_thread(read)
-
-
-_FORMS = (
-    *("response_format", "structured_outputs", "grammar", "json_schema"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-)
+    return Obligation(structure=structure, use=use, family=family)
 
 
 def manner_of(

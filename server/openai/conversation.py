@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from octavo.engine.errors import ConfigError, InvalidParameter
 
 from ..text.template import ChatTemplate, refusal
 from ..text.template_sandbox import TemplateFault
-from .params import INLINE_CHARACTERS
+from .params import check_length
 from .schema import ChatRequest, Message, TokenizeRequest
 
 if TYPE_CHECKING:
     from ..models import ServedModel
-    from ..text.template_worker import Renderer
+    from .desk import Desk
 
-Result = TypeVar("Result")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _RESERVED = frozenset(
     ("self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -112,49 +110,44 @@ def template_options(
 
 
 async def encode_messages(
-    renderer: Renderer,
-    template: ChatTemplate,
-    messages: Sequence[Message],
+    desk: Desk,
+    body: ChatRequest | TokenizeRequest,
     raw: Sequence[Mapping[str, Any]],
+    *,
+    model: ServedModel,
+    template: ChatTemplate,
+    size: int,
+    longest: int | None = None,
     **options: Any,
 ) -> list[int]:
     """Token ids of a conversation; of a long one without keeping the event loop.
 
-    `raw` has the messages as they came, with the fields that only templates know.
+    Args:
+        raw: the messages as they came, with the fields that only templates know.
+        size: bytes of the body.
+        longest: so many tokens are too many in any case.
 
     Raises:
         InvalidParameter: a message is wrong, or the template refuses it.
+        ContextLengthExceeded: it is too long, and that was found out in no time.
     """
-    check_messages(messages)
+    check_messages(body.messages or [])
     given = [
         {name: value for name, value in message.items() if value is not None} for message in raw
     ]
-    run = _here if _fits((given, options), INLINE_CHARACTERS) else asyncio.to_thread
-    rendering = await run(lambda: template.prepare(given, **options))
+    rendering = await desk.threads.run(lambda: template.prepare(given, **options), size=size)
     try:
-        text = await renderer.render(
+        text = await desk.renderer_of(body.chat_template).render(
             rendering.source, rendering.variables, longest=rendering.longest
         )
     except TemplateFault as fault:
         raise refusal(fault) from None
-    run = _here if len(text) <= INLINE_CHARACTERS else asyncio.to_thread
-    return await run(lambda: template.ids_of(rendering, text))
 
+    def ids() -> list[int]:
+        if longest is not None:
+            shown = template.text_of(rendering, text)
+            words = shown if rendering.mark is None else shown.replace(rendering.mark, "")
+            check_length(words, model, longest, "messages")
+        return template.ids_of(rendering, text)
 
-async def _here(work: Callable[[], Result]) -> Result:
-    return work()
-
-
-def _fits(value: Any, limit: int) -> bool:
-    """Whether `value` has at most `limit` characters and parts; looks at no more than that."""
-    left = limit
-    heap = [value]
-    while heap and left >= 0:
-        part = heap.pop()
-        left -= len(part) if isinstance(part, str) else 1
-        if isinstance(part, Mapping):
-            heap += part.keys()
-            heap += part.values()
-        elif isinstance(part, list | tuple):
-            heap += part
-    return left >= 0
+    return await desk.threads.run(ids, size=len(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from ..generation import Generation, Job, TextDelta
 from ..observe.tally import Tally
 from ..text.choice import ScoredToken
 from ..text.message import Part
-from .body import INLINE_BYTES, parse_json, read_body, to_schema
+from .body import parse_json, read_body, to_schema
 from .schema import (
     CompletionTokensDetails,
     GenerationRequest,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..text.grammar_check import GrammarCheck
     from ..text.template_worker import Renderer
+    from ..threads import Threads
 
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 TimedSchema = TypeVar("TimedSchema", bound=TimedRequest)
@@ -55,14 +56,18 @@ class Desk:
     models: ModelPool
     admission: Admission
     generation: Generation
+    threads: Threads
     checks: Mapping[Path, GrammarCheck]  # of grammars, by folder of the model
     renderer: Renderer  # of the models' own chat templates
     strangers_renderer: Renderer  # of those that requests bring: a slow one delays no others
     fingerprint: str  # the same for the same configuration
 
-    async def read(self, request: Request, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
-        """The body, checked, and as it came. Raises RequestError."""
-        return await self._parsed(await self._body(request), schema)
+    async def read(
+        self, request: Request, schema: type[Schema]
+    ) -> tuple[Schema, dict[str, Any], int]:
+        """The body, checked, as it came, and its length in bytes. Raises RequestError."""
+        body = await self._body(request)
+        return *(await self._parsed(body, schema)), len(body)
 
     async def serve(
         self,
@@ -80,14 +85,21 @@ class Desk:
             Overloaded, Draining: it may not come in.
             ClientDisconnect: nobody wants the answer any more.
         """
-        visit = Visit.of(request)
+        permit: Permit = request.scope["state"]["permit"]
         body = await self._body(request)
-        visit.permit.enter()
-        parsed, raw = await self._parsed(body, schema)
-        visit.permit.limit_time(parsed.timeout)
+        permit.enter()
+        visit = Visit(request.scope["state"]["tally"], permit, len(body))
+
+        async def answered() -> Response:
+            parsed, raw = await self._parsed(body, schema)
+            permit.limit_time(parsed.timeout)
+            if permit.seconds_left is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + permit.seconds_left)
+            return await work(parsed, raw, visit)
+
         try:
-            async with asyncio.timeout(visit.permit.seconds_left) as limit:
-                return await unless_gone(request, work(parsed, raw, visit))
+            async with asyncio.timeout(permit.seconds_left) as limit:
+                return await unless_gone(request, answered())
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -102,7 +114,7 @@ class Desk:
             raw = parse_json(body)
             return to_schema(raw, schema), raw
 
-        return parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
+        return await self.threads.run(parse, size=len(body))
 
     def check_of(self, model: ServedModel) -> GrammarCheck:
         """Who finds out whether a grammar can be used for answers of `model`."""
@@ -130,15 +142,11 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What those at the door opened for a request: its tally, and its permit to generate."""
+    """What those at the door opened for a request, and how many bytes it brought."""
 
     tally: Tally
     permit: Permit
-
-    @classmethod
-    def of(cls, request: Request) -> Visit:
-        state = request.scope["state"]
-        return cls(state["tally"], state["permit"])
+    size: int
 
 
 def answer(content: msgspec.Struct, status: int = 200) -> Response:
@@ -192,6 +200,21 @@ class Gathered:
     def mean_logprob(self) -> float:
         total = sum(token.logprobs.logprob for token in self.scores)
         return total / max(1, len(self.scores))
+
+
+def size_of(choices: Sequence[Gathered]) -> int:
+    """Bytes, about, of the JSON in which they are told."""
+    return sum(
+        len(choice.text)
+        + 8 * len(choice.token_ids)
+        + _size_of_scores([scored.logprobs for scored in choice.scores[:1]], len(choice.scores))
+        + _size_of_scores(choice.prompt_logprobs[:1], len(choice.prompt_logprobs))
+        for choice in choices
+    )
+
+
+def _size_of_scores(first: Sequence[TokenLogprobs], count: int) -> int:
+    return sum(64 * count * (1 + len(scores.top_ids)) for scores in first)
 
 
 async def gather(

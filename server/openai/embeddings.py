@@ -24,8 +24,8 @@ from .desk import Desk, Visit, answer
 from .params import (
     check_choices,
     check_ids,
+    check_length,
     context_of,
-    encode,
     keep_last,
     listed_prompts,
     model_named,
@@ -95,7 +95,10 @@ class Embeddings:
         model = model_named(self._desk.models, body.model)
         pooling = _pooling(body, model)
         self._desk.require_accepting()
-        prompts = await self._prompts(body, model)
+        context = context_of(model)
+        prompts = await self._desk.threads.run(
+            lambda: _prompts(body, model, context), size=visit.size
+        )
         visit.permit.weigh(prompts)
         job = Job(
             id=f"embd-{visit.tally.id}",
@@ -108,49 +111,55 @@ class Embeddings:
             cache_salt=body.cache_salt or "",
         )
         vectors = await _gather(self._desk.generation.stream(job, visit.tally), len(prompts))
-        encoded = _base64 if body.encoding_format == "base64" else _numbers
-        total = sum(map(len, prompts))
-        return answer(
-            EmbeddingList(
-                data=[
-                    EmbeddingEntry(index=index, embedding=encoded(vector))
-                    for index, vector in enumerate(vectors)
-                ],
-                model=body.model or model.name,
-                usage=EmbeddingUsage(prompt_tokens=total, total_tokens=total),
-            )
-        )
 
-    async def _prompts(self, body: EmbeddingRequest, model: ServedModel) -> list[Sequence[int]]:
-        """Token ids of each input.
-
-        Raises:
-            RequestError: one is empty, too long, or has ids that are none of the model's.
-        """
-        listed = listed_prompts(body.input, "input")
-        check_choices(len(listed), 1, "input")
-        special = True if body.add_special_tokens is None else body.add_special_tokens
-        context = context_of(model)
-        prompts: list[Sequence[int]] = []
-        for item in listed:
-            if not item:
-                raise InvalidParameter("input: one is empty.", param="input")
-            if isinstance(item, str):
-                ids = await encode(model, item, add_special_tokens=special)
-            else:
-                check_ids(item, model.config.vocab_size, "input")
-                ids = item
-            ids = keep_last(ids, body.truncate_prompt_tokens)
-            if not ids:
-                raise InvalidParameter("input: one has no tokens.", param="input")
-            if len(ids) > context:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {context} tokens, but an input has "
-                    f"{len(ids)}.",
-                    param="input",
+        def whole() -> Response:
+            encoded = _base64 if body.encoding_format == "base64" else _numbers
+            total = sum(map(len, prompts))
+            return answer(
+                EmbeddingList(
+                    data=[
+                        EmbeddingEntry(index=index, embedding=encoded(vector))
+                        for index, vector in enumerate(vectors)
+                    ],
+                    model=body.model or model.name,
+                    usage=EmbeddingUsage(prompt_tokens=total, total_tokens=total),
                 )
-            prompts.append(ids)
-        return prompts
+            )
+
+        return await self._desk.threads.run(whole, size=sum(map(len, vectors)))
+
+
+def _prompts(body: EmbeddingRequest, model: ServedModel, context: int) -> list[Sequence[int]]:
+    """Token ids of each input.
+
+    Raises:
+        RequestError: one is empty, too long, or has ids that are none of the model's.
+    """
+    listed = listed_prompts(body.input, "input")
+    check_choices(len(listed), 1, "input")
+    special = True if body.add_special_tokens is None else body.add_special_tokens
+    prompts: list[Sequence[int]] = []
+    for item in listed:
+        if not item:
+            raise InvalidParameter("input: one is empty.", param="input")
+        if isinstance(item, str):
+            if body.truncate_prompt_tokens is None:
+                check_length(item, model, context, "input")
+            ids = model.tokenizer.encode(item, add_special_tokens=special, parse_special=True)
+        else:
+            check_ids(item, model.config.vocab_size, "input")
+            ids = item
+        ids = keep_last(ids, body.truncate_prompt_tokens)
+        if not ids:
+            raise InvalidParameter("input: one has no tokens.", param="input")
+        if len(ids) > context:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {context} tokens, but an input has "
+                f"{len(ids)}.",
+                param="input",
+            )
+        prompts.append(ids)
+    return prompts
 
 
 def _pooling(body: EmbeddingRequest, model: ServedModel) -> PoolingParams:

@@ -13,7 +13,7 @@ from octavo.engine.errors import InvalidParameter
 from .conversation import encode_messages, template_for, template_options
 from .desk import Desk, answer
 from .errors import UnknownModel
-from .params import check_ids, encode, model_named
+from .params import check_ids, model_named
 from .schema import (
     Detokenized,
     DetokenizeRequest,
@@ -50,30 +50,42 @@ class Models:
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text, or of messages put through the chat template."""
-        body, raw = await self._desk.read(request, TokenizeRequest)
+        body, raw, size = await self._desk.read(request, TokenizeRequest)
         model = model_named(self._desk.models, body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidParameter("Either prompt or messages is needed.", param="prompt")
         if body.messages is not None:
-            ids = await self._tokenized_messages(body, raw["messages"], model)
+            ids = await self._tokenized_messages(body, raw["messages"], model, size)
         else:
             special = True if body.add_special_tokens is None else body.add_special_tokens
-            ids = await encode(model, body.prompt or "", add_special_tokens=special)
-        names = [model.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
-        return answer(
-            Tokenized(
-                count=len(ids), max_model_len=model.max_model_len, tokens=ids, token_strs=names
+            text = body.prompt or ""
+            ids = await self._desk.threads.run(
+                lambda: model.tokenizer.encode(
+                    text, add_special_tokens=special, parse_special=True
+                ),
+                size=size,
             )
-        )
+
+        def whole() -> Response:
+            names = [model.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
+            return answer(
+                Tokenized(
+                    count=len(ids), max_model_len=model.max_model_len, tokens=ids, token_strs=names
+                )
+            )
+
+        return await self._desk.threads.run(whole, size=len(ids))
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids, control tokens written out."""
-        body, _ = await self._desk.read(request, DetokenizeRequest)
+        body, _, size = await self._desk.read(request, DetokenizeRequest)
         model = model_named(self._desk.models, body.model)
         check_ids(body.tokens, model.config.vocab_size, "tokens")
-        return answer(
-            Detokenized(prompt=model.tokenizer.decode(body.tokens, skip_special_tokens=False))
+        tokens = body.tokens
+        text = await self._desk.threads.run(
+            lambda: model.tokenizer.decode(tokens, skip_special_tokens=False), size=size
         )
+        return answer(Detokenized(prompt=text))
 
     async def tokenizer_info(self, request: Request) -> Response:
         """tokenizer_config.json; its special tokens are plain strings."""
@@ -84,14 +96,16 @@ class Models:
         return Response(msgspec.json.encode(content), media_type="application/json")
 
     async def _tokenized_messages(
-        self, body: TokenizeRequest, raw: list[dict[str, object]], model: ServedModel
+        self, body: TokenizeRequest, raw: list[dict[str, object]], model: ServedModel, size: int
     ) -> list[int]:
         trusted = self._desk.settings.trust_request_chat_template
         return await encode_messages(
-            self._desk.renderer_of(body.chat_template),
-            template_for(model, body.chat_template, trusted=trusted),
-            body.messages or [],
+            self._desk,
+            body,
             raw,
+            model=model,
+            template=template_for(model, body.chat_template, trusted=trusted),
+            size=size,
             **template_options(body, tools=body.tools),
         )
 

@@ -6,7 +6,6 @@ it (API contract, sections 2 and 3).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 
 MAX_STOPS = 64
 MAX_CHOICES = 16_384  # of one request: what is remembered of it grows with their number
-INLINE_CHARACTERS = 1 << 13  # longer texts are tokenized in a thread
 _BIAS_LIMIT = 100.0
 _UNOFFERED = ("functions", "function_call", "audio")
 
@@ -172,17 +170,15 @@ def keep_last(ids: list[int], count: int | None) -> list[int]:
     return ids if count is None else ids[-count:]
 
 
-async def encode(
-    model: ServedModel, text: str, *, add_special_tokens: bool, parse_special: bool = True
-) -> list[int]:
-    """Token ids of `text`; of a long one without keeping the event loop."""
-
-    def work() -> list[int]:
-        return model.tokenizer.encode(
-            text, add_special_tokens=add_special_tokens, parse_special=parse_special
+def check_length(text: str, model: ServedModel, context: int, param: str) -> None:
+    """Raises ContextLengthExceeded: no need to tokenize `text` to see that it is too long."""
+    fewest = model.tokenizer.fewest_tokens(text)
+    if fewest > context:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens, but {len(text)} characters "
+            f"are at least {fewest}.",
+            param=param,
         )
-
-    return work() if len(text) <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
 def _check_stream(request: GenerationRequest) -> None:

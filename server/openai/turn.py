@@ -58,19 +58,29 @@ async def prepare_turn(
         raise InvalidParameter("modalities: only 'text' is offered.", param="modalities")
     trusted = desk.settings.trust_request_chat_template
     template = template_for(model, body.chat_template, trusted=trusted)
-    obligation = await read_obligation(raw, model, template)
+    obligation = await desk.threads.run(
+        lambda: read_obligation(raw, model, template), size=visit.size
+    )
     options = template_options(
         body,
         effort=body.reasoning_effort,
         documents=body.documents,
         tools=obligation.tools,
     )
+    desk.require_accepting()
+    context = context_of(model)
     rendered = await encode_messages(
-        desk.renderer_of(body.chat_template), template, body.messages, raw["messages"], **options
+        desk,
+        body,
+        raw["messages"],
+        model=model,
+        template=template,
+        size=visit.size,
+        longest=context if body.truncate_prompt_tokens is None else None,
+        **options,
     )
     prompt = _framed(rendered, body, model)
-    desk.require_accepting()
-    check_context(prompt, max_tokens, context_of(model), "messages")
+    check_context(prompt, max_tokens, context, "messages")
     visit.permit.weigh([prompt])
     manner = manner_of(obligation, model, template, prompt)
     grammar = await answer_grammar(obligation, model, desk.check_of(model), manner)

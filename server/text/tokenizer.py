@@ -8,6 +8,7 @@ put together byte by byte (`detokenizer.py`).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from octavo.engine.errors import BrokenCheckpoint
 
 from .alphabet import Alphabet
 from .control_tokens import ControlTokens
+from .token_bound import TokenBound
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token")
 
@@ -46,6 +48,7 @@ class Tokenizer:
         self._break_literals = parsed.get("model", {}).get("type") == "Unigram"
         self.special_tokens: Mapping[str, str] = _named_tokens(self.config)
         self._bytes = self._token_table()
+        self._bound = TokenBound.of(parsed, self._bytes)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -82,10 +85,14 @@ class Tokenizer:
         prompt whose author formats it by hand) or just text (words of an end user).
         """
         if parse_special or not self._control.occur_in(text):
-            return list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
+            return _encoded(self._library, text, add_special_tokens).ids
         encoding = tokenizers.Encoding.merge(self._literally(text, continuation=False), True)
         framed = self._library.post_process(encoding, add_special_tokens=add_special_tokens)
         return list(framed.ids)
+
+    def fewest_tokens(self, text: str) -> int:
+        """`text` has at least so many tokens, found out in no time; 0 where nothing is known."""
+        return self._bound.fewest(text)
 
     def encode_marked(self, text: str, *, mark: str) -> list[int]:
         """Ids of a rendered prompt in which `mark` breaks up what must not be a control token.
@@ -110,8 +117,7 @@ class Tokenizer:
         encoders = [self._literal_continuation if continuation else self._literal]
         encoders += [self._literal_continuation] * (len(parts) - 1)
         return [
-            encoder.encode(part, add_special_tokens=False)
-            for encoder, part in zip(encoders, parts, strict=True)
+            _encoded(encoder, part, False) for encoder, part in zip(encoders, parts, strict=True)
         ]
 
     def marked(self, text: str, *, mark: str) -> str:
@@ -192,6 +198,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _load(description: str) -> tokenizers.Tokenizer:
+    # Each text in the thread that asks: the library's own threads would let a long one block all.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         library = tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # the library raises plain Exception for whatever it cannot read
@@ -199,6 +207,14 @@ def _load(description: str) -> tokenizers.Tokenizer:
     library.no_truncation()
     library.no_padding()
     return library
+
+
+def _encoded(
+    library: tokenizers.Tokenizer, text: str, add_special_tokens: bool
+) -> tokenizers.Encoding:
+    """Lets other threads run meanwhile, as the library does for batches only."""
+    (encoding,) = library.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return encoding
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

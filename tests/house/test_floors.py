@@ -47,7 +47,7 @@ SERVER_TOP = (
     "keys",
 )
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
-SERVER_TEXT = ("generation", "admission", "models", "text", "observe", "settings")
+SERVER_TEXT = ("generation", "admission", "threads", "models", "text", "observe", "settings")
 
 MODULES = modules()
 KNOWN = frozenset(module.name for module in MODULES)
@@ -115,6 +115,7 @@ def _server_may(here: str, target: str, other: str, there: str) -> bool:
             **dict.fromkeys(SERVER_HTTP, (*SERVER_HTTP, *SERVER_TEXT)),
             "generation": ("models", "text", "observe", "settings", "admission"),
             "admission": (),
+            "threads": (),
             "models": ("text", "observe", "settings", "hub"),
             "text": (),
             "observe": (),

@@ -11,6 +11,7 @@ import pytest
 
 from octavo.engine.params import Request
 from octavo.engine.step import Delta
+from octavo.server.text.tokenizer import Tokenizer
 
 from ..fakes.engine import ScriptedEngine
 from ..fakes.executor import FakeExecutor
@@ -215,3 +216,21 @@ async def test_a_request_whose_turn_would_come_too_late_is_sent_away_at_once() -
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 10
     assert not server.engine.requests
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, EMBEDDINGS, CHAT])
+async def test_a_text_that_must_be_too_long_is_refused_without_being_tokenized(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: Any, **__: Any) -> list[int]:
+        raise AssertionError("this would take long")
+
+    server = serve()
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    field = next(iter(BODIES[path]))
+    text: Any = "word " * 100_000
+    body = {field: [{"role": "user", "content": text}] if path == CHAT else text}
+    error = await server.refusal(path, body)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == field
+    assert "maximum context length is 512 tokens" in error["message"]
