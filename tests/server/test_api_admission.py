@@ -175,10 +175,11 @@ async def test_a_request_that_waits_ends_at_its_deadline(path: str, limit: str) 
 @STREAMS
 async def test_a_stream_that_has_begun_ends_with_an_error_event_at_its_deadline(path: str) -> None:
     async with paged(slow()) as server:
-        body = {**BODIES[path], "stream": True, "timeout": 0.3, "ignore_eos": True}
+        body = {**BODIES[path], "stream": True, "timeout": 1.5, "ignore_eos": True}
         if path == COMPLETIONS:
             body["max_tokens"] = 400
         async with listening(server) as url, httpx.AsyncClient(timeout=60) as client:
+            await client.post(url + "/tokenize", json=BODIES[CHAT])  # what renders it is awake
             response = await client.post(url + path, json=body)
         assert response.status_code == 200
         events = [e for e in response.text.split("\n\n") if e]
