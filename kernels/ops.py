@@ -114,7 +114,8 @@ class PlanAttention(Protocol):
     ) -> AttentionPlan:
         """Tensors as in `engine/batch.py`: offsets, lengths and tables int32, slots int64.
 
-        The last `query_lengths[i]` positions of sequence i's context are its queries.
+        The last `query_lengths[i]` positions of sequence i's context are its queries; some may
+        have none. head_dim is even.
         """
 
 

@@ -7,12 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 from .activation import silu_mul
+from .attention import plan_attention
 from .library import Library, levels, load
 from .threads import set_threads
 
 # Each makes an op of a library.
 _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyType(
     {
+        "plan_attention": plan_attention,
         "set_threads": set_threads,
         "silu_mul": silu_mul,
     }

@@ -135,6 +135,8 @@ class _Plan:
         found: list[_Slice] = []
         first_row = 0
         for index, (queries, context) in enumerate(self._lengths):
+            if not queries:
+                continue
             seen_from = 0 if window is None else max(0, context - queries - window + 1)
             cells = _whole_splits(seen_from, context, self._block_size)
             first_block = cells.start // self._block_size

@@ -44,7 +44,7 @@ class PagedStep:
         return self._last(self.values)
 
     def _last(self, cells: list[Tensor]) -> Tensor:
-        return torch.cat([c[-q:] for c, (q, _) in zip(cells, self.slices, strict=True)])
+        return torch.cat([c[len(c) - q :] for c, (q, _) in zip(cells, self.slices, strict=True)])
 
     def attended(self, *, scale: float, window: int | None, softcap: float | None) -> Tensor:
         """What attention is by its definition, in float64."""

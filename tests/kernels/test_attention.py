@@ -7,16 +7,26 @@ import math
 import pytest
 import torch
 
+from octavo.kernels.ops import PlanAttention
 from octavo.kernels.reference import attention
-from octavo.kernels.reference.attention import plan_attention
+from octavo.kernels.reference.attention import plan_attention as reference
 
-from .paging import paged_step
+from .paging import PagedStep, paged_step
+from .providers import PROVIDERS, find, with_threads
+
+
+@pytest.fixture(params=PROVIDERS)
+def plan_attention(request: pytest.FixtureRequest) -> PlanAttention:
+    found: PlanAttention = find(request.param, "plan_attention")
+    return found
+
 
 MIXTURES = {
     "one decode of a first token": ((1, 1),),
     "one decode": ((1, 77),),
     "decodes ending before, at and after a block's end": ((1, 7), (1, 8), (1, 9), (1, 16)),
     "decodes of very different lengths": ((1, 300), (1, 2), (1, 290), (1, 41), (1, 3)),
+    "nothing to compute, between others": ((1, 9), (0, 12), (3, 7), (0, 0)),
     "a whole prompt": ((37, 37),),
     "a prompt of one tile and a bit": ((300, 300),),
     "a chunk in the middle of a prompt": ((50, 133),),
@@ -37,7 +47,11 @@ MIXTURES = {
 @pytest.mark.parametrize("window", [None, 1, 10, 64], ids=lambda w: f"window {w}")
 @pytest.mark.parametrize("slices", MIXTURES.values(), ids=MIXTURES.keys())
 def test_it_is_attention(
-    slices: tuple[tuple[int, int], ...], window: int | None, heads: int, kv_heads: int
+    plan_attention: PlanAttention,
+    slices: tuple[tuple[int, int], ...],
+    window: int | None,
+    heads: int,
+    kv_heads: int,
 ) -> None:
     step = paged_step(slices, heads=heads, kv_heads=kv_heads)
     plan = step.plan(plan_attention)
@@ -49,9 +63,9 @@ def test_it_is_attention(
         torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 16, 32])
-def test_any_block_size(block_size: int) -> None:
-    slices = ((1, 33), (40, 65), (1, 32), (2, 64))
+@pytest.mark.parametrize("block_size", [1, 4, 7, 16, 32, 256])
+def test_any_block_size(plan_attention: PlanAttention, block_size: int) -> None:
+    slices = ((1, 33), (40, 65), (1, 32), (2, 64), (1, 300))
     step = paged_step(slices, heads=4, kv_heads=2, block_size=block_size)
     plan = step.plan(plan_attention)
     plan.store(step.cache, step.new_keys, step.new_values)
@@ -60,7 +74,24 @@ def test_any_block_size(block_size: int) -> None:
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
 
-def test_bfloat16_is_as_good_as_its_inputs() -> None:
+@pytest.mark.parametrize("head_dim", [32, 40, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_head(plan_attention: PlanAttention, dtype: torch.dtype, head_dim: int) -> None:
+    step = paged_step(
+        ((1, 140), (7, 7), (1, 1)), heads=6, kv_heads=2, head_dim=head_dim, dtype=dtype
+    )
+    plan = step.plan(plan_attention)
+    plan.store(step.cache, step.new_keys, step.new_values)
+    for softcap in (None, 30.0):
+        got = plan.attend(step.cache, step.query, scale=head_dim**-0.5, softcap=softcap)
+        expected = step.attended(scale=head_dim**-0.5, window=None, softcap=softcap)
+        near = (
+            {"atol": 4e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2e-2}
+        )
+        torch.testing.assert_close(got.double(), expected, **near)
+
+
+def test_bfloat16_is_as_good_as_its_inputs(plan_attention: PlanAttention) -> None:
     slices = ((1, 200), (40, 65), (3, 64))
     step = paged_step(slices, heads=4, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
     plan = step.plan(plan_attention)
@@ -71,7 +102,7 @@ def test_bfloat16_is_as_good_as_its_inputs() -> None:
     torch.testing.assert_close(got.double(), expected, atol=1e-2, rtol=2e-2)
 
 
-def test_several_windows_share_a_plan() -> None:
+def test_several_windows_share_a_plan(plan_attention: PlanAttention) -> None:
     step = paged_step(((1, 50), (30, 44)), heads=4, kv_heads=2)
     plan = step.plan(plan_attention)
     plan.store(step.cache, step.new_keys, step.new_values)
@@ -86,14 +117,14 @@ def test_small_workspaces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(attention, "_CROWD_CELLS", 32)
     monkeypatch.setattr(attention, "_TILE_QUERIES", 7)
     step = paged_step(((1, 20), (1, 20), (1, 21), (40, 50), (1, 90)), heads=4, kv_heads=2)
-    plan = step.plan(plan_attention)
+    plan = step.plan(reference)
     plan.store(step.cache, step.new_keys, step.new_values)
     got = plan.attend(step.cache, step.query, scale=0.25)
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
 
-def test_only_this_steps_cells_are_written() -> None:
+def test_only_this_steps_cells_are_written(plan_attention: PlanAttention) -> None:
     step = paged_step(((1, 9), (5, 12)), heads=4, kv_heads=2)
     before = step.cache.clone()
     step.plan(plan_attention).store(step.cache, step.new_keys, step.new_values)
@@ -107,7 +138,9 @@ def test_only_this_steps_cells_are_written() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_sequence_that_went_wrong_does_not_spread_through_its_blocks(poison: float) -> None:
+def test_a_sequence_that_went_wrong_does_not_spread_through_its_blocks(
+    plan_attention: PlanAttention, poison: float
+) -> None:
     """Its blocks are handed on as they are; the next owner's padding covers its cells."""
     step = paged_step(((1, 3),), heads=4, kv_heads=2)
     table = step.block_tables[0, 0]
@@ -129,3 +162,64 @@ def test_a_sequence_that_went_wrong_does_not_spread_through_its_blocks(poison: f
     got = whole.attend(step.cache, step.query, scale=0.25)
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
+
+
+def test_a_query_that_is_not_finite_does_not_pass_for_an_answer(
+    plan_attention: PlanAttention,
+) -> None:
+    step = paged_step(((1, 20), (3, 9)), heads=4, kv_heads=2)
+    plan = step.plan(plan_attention)
+    plan.store(step.cache, step.new_keys, step.new_values)
+    sound = plan.attend(step.cache, step.query, scale=0.25)
+    query = step.query.clone()
+    query[1, 2, 5] = math.nan
+    got = plan.attend(step.cache, query, scale=0.25)
+    assert bool(got[1, 2].isnan().all())
+    got[1, 2] = sound[1, 2]
+    assert torch.equal(got, sound)
+
+
+def _parts(step: PagedStep, cut: tuple[int, ...]) -> list[PagedStep]:
+    """Steps of one sequence each: the last slice of `step`, its queries cut as told."""
+    first = sum(queries for queries, _ in step.slices[:-1])
+    queries, context = step.slices[-1]
+    parts = []
+    for count in cut:
+        end = context - queries + count
+        parts.append(
+            PagedStep(
+                slices=((count, end),),
+                query=step.query[first : first + count],
+                keys=[step.keys[-1][:end]],
+                values=[step.values[-1][:end]],
+                cache=step.cache,
+                block_tables=step.block_tables[-1:],
+                slot_mapping=step.slot_mapping[first : first + count],
+            )
+        )
+        first, queries = first + count, queries - count
+    return parts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", [p for p in PROVIDERS if p != "reference"])
+def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads(
+    level: str, dtype: torch.dtype
+) -> None:
+    plan_attention: PlanAttention = find(level, "plan_attention")
+    crowd = ((1, 700), (1, 1), (5, 1300), (33, 33), (210, 1210))
+    step = paged_step(crowd, heads=6, kv_heads=2, head_dim=64, block_size=16, dtype=dtype)
+    whole = step.plan(plan_attention)
+    whole.store(step.cache, step.new_keys, step.new_values)
+    for window in (None, 150):
+        settings = {"scale": 0.125, "window": window, "softcap": None}
+        expected = whole.attend(step.cache, step.query, **settings)
+        for threads in (1, 2, 5):
+            with with_threads(level, threads):
+                assert torch.equal(whole.attend(step.cache, step.query, **settings), expected)
+                for cut in ((210,), (1,) * 210, (7, 90, 1, 112)):
+                    parts = [
+                        part.plan(plan_attention).attend(step.cache, part.query, **settings)
+                        for part in _parts(step, cut)
+                    ]
+                    assert torch.equal(torch.cat(parts), expected[-210:])

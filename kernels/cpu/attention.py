@@ -1,0 +1,114 @@
+"""Paged attention: the tensors of a step as the C functions want them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import AttentionPlan, PlanAttention
+from .library import COUNT, FLOAT, POINTER, Function, Library, dense
+
+_STORE = (POINTER, POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT, COUNT, COUNT)
+_ATTEND = (
+    *(POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, COUNT),
+    *(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, FLOAT, FLOAT),
+)
+
+
+def plan_attention(library: Library) -> PlanAttention:
+    store = library.functions("store_cells", *_STORE)
+    attend = library.functions("attend", *_ATTEND)
+
+    def plan(
+        *,
+        query_offsets: Tensor,
+        context_lengths: Tensor,
+        block_tables: Tensor,
+        slot_mapping: Tensor,
+        query_lengths: tuple[int, ...],
+        context_lengths_host: tuple[int, ...],
+        block_size: int,
+    ) -> AttentionPlan:
+        return _Plan(
+            store=store,
+            attend=attend,
+            offsets=dense(query_offsets),
+            contexts=dense(context_lengths),
+            tables=dense(block_tables),
+            slots=dense(slot_mapping),
+            block_size=block_size,
+        )
+
+    return plan
+
+
+class _Plan:
+    """See `ops.AttentionPlan`."""
+
+    def __init__(
+        self,
+        *,
+        store: dict[torch.dtype, Function],
+        attend: dict[torch.dtype, Function],
+        offsets: Tensor,
+        contexts: Tensor,
+        tables: Tensor,
+        slots: Tensor,
+        block_size: int,
+    ) -> None:
+        self._store = store
+        self._attend = attend
+        self._kept = (offsets, contexts, tables, slots)  # whose memory the addresses are of
+        self._slots = slots.data_ptr()
+        self._tokens = slots.shape[0]
+        self._lengths = (offsets.data_ptr(), contexts.data_ptr())
+        self._tables = (tables.data_ptr(), tables.stride(0), len(contexts))
+        self._block_size = block_size
+
+    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
+        key, value = _tokens_apart(key), _tokens_apart(value)
+        self._store[cache.dtype](
+            cache.data_ptr(),
+            key.data_ptr(),
+            key.stride(0),
+            value.data_ptr(),
+            value.stride(0),
+            self._slots,
+            self._tokens,
+            cache.shape[3],
+            cache.shape[4],
+            self._block_size,
+        )
+
+    def attend(
+        self,
+        cache: Tensor,
+        query: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        query = _tokens_apart(query)
+        out = query.new_empty(query.shape)
+        self._attend[cache.dtype](
+            out.data_ptr(),
+            query.data_ptr(),
+            query.stride(0),
+            cache.data_ptr(),
+            *self._lengths,
+            *self._tables,
+            query.shape[1],
+            cache.shape[3],
+            query.shape[2],
+            self._block_size,
+            window or 0,
+            scale,
+            softcap or 0.0,
+        )
+        return out
+
+
+def _tokens_apart(x: Tensor) -> Tensor:
+    """`x` [tokens, heads, head_dim] with the heads of a token one after the other in memory."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

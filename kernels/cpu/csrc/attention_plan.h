@@ -1,0 +1,115 @@
+// How the work of one call of attention is divided among threads.
+//
+// A tile is some queries of one sequence with all their heads. Its work is the splits of the context
+// that they see, for each kv head. It is one task, or is divided by kv heads (many queries: bound by
+// arithmetic) or into ranges of splits (few queries and a long context: bound by memory, which is
+// then read in its own order). How it is divided changes no result.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "attention_split.h"
+
+namespace octavo {
+
+// The numbers of a call that have nothing to do with its tensors' types.
+struct Shape {
+  const int32_t* offsets;   // [sequences + 1] first tokens
+  const int32_t* contexts;  // [sequences]
+  int64_t sequences, heads, kv_heads, head_dim, block_size;
+  int window;  // 0: none
+
+  int group() const { return static_cast<int>(heads / kv_heads); }
+  int width() const { return static_cast<int>((head_dim + kLanes - 1) / kLanes * kLanes); }
+  int first_seen(int position) const { return window ? std::max(0, position - window + 1) : 0; }
+};
+
+struct Tile {
+  int sequence, first_token, queries;
+  int first_position;
+  int first_split, end_split;
+  int ranges = 1;    // tasks that its splits are divided into; then their states are kept
+  int64_t kept = 0;  // where, in floats
+};
+
+struct Task {
+  int tile, first_split, end_split, first_kv, end_kv;
+};
+
+class AttentionPlan {
+ public:
+  std::vector<Tile> tiles;
+  std::vector<Task> tasks;
+  std::vector<int> unfinished;  // tasks of each tile
+  int64_t kept_floats = 0;
+
+  void make(const Shape& shape, int threads) {
+    tiles.clear();
+    tasks.clear();
+    unfinished.clear();
+    kept_floats = 0;
+    int64_t cost = 0;
+    for (int s = 0; s < shape.sequences; ++s) cost += add_tiles(shape, s);
+    const int64_t grain = threads == 1 ? cost + 1 : cost / (threads * kTasksPerThread) + 1;
+    for (int i = 0; i < static_cast<int>(tiles.size()); ++i) {
+      divide(shape, i, (cost_of(shape, tiles[i]) + grain - 1) / grain);
+    }
+    for (const Tile& tile : tiles) unfinished.push_back(tile.ranges);
+  }
+
+ private:
+  static constexpr int kRowsPerTile = 96;  // rows of a kv head that share what was packed
+  static constexpr int kPackingCost = 12;  // of a split and kv head, in the cost of one row
+  static constexpr int kTasksPerThread = 4;
+  static constexpr int kManyRows = 24;  // arithmetic takes longer than memory
+
+  static int64_t cost_of(const Shape& shape, const Tile& tile) {
+    const int splits = tile.end_split - tile.first_split;
+    return splits * shape.kv_heads * (kPackingCost + tile.queries * shape.group());
+  }
+
+  int64_t add_tiles(const Shape& shape, int sequence) {
+    const int first = shape.offsets[sequence], end = shape.offsets[sequence + 1];
+    const int before = shape.contexts[sequence] - (end - first);  // tokens of earlier steps
+    const int step = std::max(1, kRowsPerTile / shape.group());
+    int64_t cost = 0;
+    for (int token = first; token < end; token += step) {
+      Tile tile;
+      tile.sequence = sequence;
+      tile.first_token = token;
+      tile.queries = std::min(step, end - token);
+      tile.first_position = before + token - first;
+      tile.first_split = shape.first_seen(tile.first_position) / kSplit;
+      tile.end_split = (tile.first_position + tile.queries - 1) / kSplit + 1;
+      cost += cost_of(shape, tile);
+      tiles.push_back(tile);
+    }
+    return cost;
+  }
+
+  void divide(const Shape& shape, int index, int64_t parts) {
+    Tile& tile = tiles[index];
+    const int splits = tile.end_split - tile.first_split;
+    const int kv_heads = static_cast<int>(shape.kv_heads);
+    const bool by_heads = tile.queries * shape.group() >= kManyRows || splits < 2 * parts;
+    const int count = static_cast<int>(by_heads ? std::min<int64_t>(parts, kv_heads) : parts);
+    if (by_heads || count == 1) {
+      for (int i = 0; i < count; ++i) {
+        tasks.push_back({index, tile.first_split, tile.end_split, kv_heads * i / count,
+                         kv_heads * (i + 1) / count});
+      }
+      return;
+    }
+    tile.ranges = count;
+    tile.kept = kept_floats;
+    kept_floats += splits * State::floats(tile.queries * static_cast<int>(shape.heads), shape.width());
+    for (int i = 0; i < count; ++i) {
+      tasks.push_back({index, tile.first_split + splits * i / count,
+                       tile.first_split + splits * (i + 1) / count, 0, kv_heads});
+    }
+  }
+};
+
+}  // namespace octavo
