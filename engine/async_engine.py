@@ -16,7 +16,14 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from .channel import Abort, Message, Missing, Shutdown, StepReport, Submit
-from .errors import ConfigError, DeadlineExceeded, Draining, EngineDead, RequestError
+from .errors import (
+    ConfigError,
+    DeadlineExceeded,
+    Draining,
+    EngineDead,
+    ReaderTooSlow,
+    RequestError,
+)
 from .executor.base import Capacity
 from .executor.base import Progress as OnProgress
 from .heartbeat import Beat
@@ -139,6 +146,7 @@ class AsyncEngine:
             EngineDead: the engine is not there, or went away for good.
             Draining: `stop` was called.
             DeadlineExceeded: the request's deadline came first.
+            ReaderTooSlow: too many deltas were not taken.
             RequestGivenUp: the engine died of it again and again.
             SequenceFailed: a choice of this request could not be computed.
             Unsatisfiable: the request's own rules leave no token to choose, or its grammar is
@@ -248,7 +256,8 @@ class AsyncEngine:
             match message:
                 case StepReport(deltas, stats):
                     self._observe(stats)
-                    self._table.deliver(deltas)
+                    for slow in self._table.deliver(deltas):
+                        self._give_up(slow, _too_slow(slow))
                     if self._table.suspicious:
                         self._submit()  # a suspect may have been cleared
                 case Missing():
@@ -308,3 +317,12 @@ class AsyncEngine:
             self._table.relent()
             self._submit()
         self._send(self._table.roll_call())
+
+
+def _too_slow(live: LiveRequest) -> ReaderTooSlow:
+    log.warning(
+        "request %s is given up: its client reads too slowly, %d tokens and log-probabilities wait",
+        live.request.id,
+        live.unread,
+    )
+    return ReaderTooSlow("The stream was ended because its client did not read what was sent.")

@@ -35,6 +35,7 @@ class LiveRequest:
             choice.token_ids.extend(emitted.token_ids)
             choice.finished = emitted.finished
         self._arrived: list[Delta] = []
+        self.unread = 0  # output tokens and their log-probabilities, arrived and not taken
         self._failure: OctavoError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.known_before = False  # to an earlier incarnation of the engine
@@ -78,6 +79,7 @@ class LiveRequest:
         choice.token_ids.extend(delta.token_ids)
         choice.finished = delta.last or delta.error is not None
         self._arrived.append(delta)
+        self.unread += len(delta.token_ids) + sum([len(s.top_ids) for s in delta.logprobs])
 
     def finish(self, index: int) -> None:
         """The listener itself ends a choice; what has arrived for it is dropped."""
@@ -102,6 +104,7 @@ class LiveRequest:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         arrived, self._arrived = self._arrived, []
+        self.unread = 0
         return arrived
 
     def submit(self, calls: int) -> Request:

@@ -12,6 +12,8 @@ from .params import Request
 from .quarantine import Quarantine, Verdict
 from .step import Delta
 
+MOST_UNREAD = 32_768  # tokens and log-probabilities of one request: at most some megabytes
+
 
 class RequestTable:
     """The front end's side of the engine's request table, from one incarnation to the next.
@@ -63,8 +65,12 @@ class RequestTable:
         self.resumed += sum(live.known_before for live in due)
         return tuple([live.submit(self._calls) for live in due])
 
-    def deliver(self, deltas: Iterable[Delta]) -> None:
-        """Hand out what a step brought; each listener is woken once."""
+    def deliver(self, deltas: Iterable[Delta]) -> list[LiveRequest]:
+        """Hand out what a step brought; each listener is woken once.
+
+        Returns:
+            Those with more than `MOST_UNREAD` that their listener has not taken.
+        """
         woken: dict[str, LiveRequest] = {}
         for delta in deltas:
             live = self._live.get(delta.request_id)
@@ -77,6 +83,7 @@ class RequestTable:
             woken[delta.request_id] = live
         for live in woken.values():
             live.wake()
+        return [live for live in woken.values() if live.unread > MOST_UNREAD and not live.over]
 
     def fail_all(self, failure: EngineError) -> None:
         for live in self._live.values():

@@ -84,7 +84,7 @@ def serve(words: Sequence[str]) -> None:
     for note in loaded.notes:
         logging.getLogger("octavo").warning("%s", note)
     with StartupProgress(log_format=settings.log_format) as progress:
-        listener = listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port, unread_seconds=settings.slow_reader_timeout)
         progress("starting", 0, 0)
         folder = find_model(settings, progress)
         engine = build_async_engine(

@@ -16,10 +16,12 @@ _FEWEST_CONNECTIONS = 8
 _MOST_CONNECTIONS = 1 << 16  # unless the operator asks for more: each takes some memory
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, unread_seconds: float) -> socket.socket:
     """A listening socket: who connects from now on waits until the server takes over.
 
-    It listens at once, because two sockets may be bound to one port as long as none does.
+    It listens at once, because two sockets may be bound to one port as long as none does. Of its
+    connections Linux ends those whose client takes nothing of what is sent for `unread_seconds`,
+    whatever the server itself is doing (RFC 5482; TCP alone would wait for ever).
 
     Raises:
         ConfigError: the port is in use, or the address is not one of this machine.
@@ -32,6 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = max(1, round(1000 * unread_seconds))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

@@ -351,6 +351,12 @@ class Settings:
         "Server",
         "Silence in a stream after which a comment keeps the connection alive.",
     )
+    slow_reader_timeout: float = _setting(
+        kinds.seconds(1.0),
+        60.0,
+        "Server",
+        "Time in which a client must take some of what is sent, or else its connection ends.",
+    )
     drain_timeout: float = _setting(
         kinds.seconds(),
         60.0,

@@ -23,11 +23,13 @@ from octavo.engine.errors import (
     DoesNotFit,
     Draining,
     EngineDead,
+    ReaderTooSlow,
     SequenceFailed,
 )
 from octavo.engine.executor.base import Capacity, Progress
 from octavo.engine.heartbeat import SIZE, Heartbeat, Pulse
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
+from octavo.engine.request_table import MOST_UNREAD
 from octavo.engine.step import Delta
 from octavo.engine.supervisor import STOP_GRACE_SECONDS, EngineThread, RestartPolicy
 
@@ -133,6 +135,32 @@ async def test_a_request_ends_at_its_deadline_whether_or_not_it_is_read() -> Non
             await collect(engine, late)
         in_time = replace(request("c"), deadline=time.monotonic() + 60)
         assert len((await collect(engine, in_time))[0]) == 20
+
+
+async def test_what_nobody_reads_is_given_up_before_it_fills_the_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def long() -> FakeExecutor:
+        return FakeExecutor(num_blocks=300, max_model_len=4096)
+
+    async with running(long) as (engine, _):
+        unread = engine.generate(request("a", max_tokens=3000, logprobs=20))
+        first = await anext(unread)
+        others = [collect(engine, request(f"b{i}", max_tokens=100)) for i in range(4)]
+        assert [len(choices[0]) for choices in await asyncio.gather(*others)] == [100] * 4
+        await until(lambda: engine.stats.running == 0 and engine.stats.blocks_used == 0)
+        assert "request a is given up" in caplog.text
+        tokens = len(first.token_ids)
+        with pytest.raises(ReaderTooSlow):
+            async for delta in unread:
+                tokens += len(delta.token_ids)
+        assert 0 <= (tokens - 1) * 21 - MOST_UNREAD <= 21 * 8  # steps that were under way
+
+
+async def test_who_reads_in_time_gets_all_of_it() -> None:
+    async with running(lambda: FakeExecutor(num_blocks=300, max_model_len=4096)) as (engine, _):
+        asked = request("a", max_tokens=2000, logprobs=20)
+        assert len((await collect(engine, asked))[0]) == 2000
 
 
 async def test_a_choice_that_is_finished_here_ends_there_and_the_others_go_on() -> None:

@@ -15,7 +15,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.heartbeat import Pulse
 from octavo.engine.supervisor import EngineThread
 from octavo.server.app import create_app
-from octavo.server.models import ModelPool
+from octavo.server.models import ModelPool, ServedModel
 from octavo.server.observe.metrics import Metrics
 from octavo.server.settings import Settings
 from octavo.server.text.grammar_check import GrammarCheck
@@ -29,6 +29,7 @@ async def paged(
     executor: FakeExecutor | None = None,
     *,
     grammar_check: Callable[[Path], Any] = GrammarCheck,
+    served: ServedModel | None = None,
     max_num_seqs: int = 64,
     **settings: Any,
 ) -> AsyncIterator[Paged]:
@@ -42,7 +43,7 @@ async def paged(
     engine = AsyncEngine(lambda epoch: EngineThread(run, epoch))
     await engine.start(lambda stage, done, total: None)
     chosen = Settings(max_num_seqs=max_num_seqs, **settings)
-    server = Paged(engine, executor, chosen, grammar_check)
+    server = Paged(engine, executor, served or model(), chosen, grammar_check)
     try:
         yield server
         await server.until_empty()
@@ -59,6 +60,7 @@ class Paged:
         self,
         engine: AsyncEngine,
         executor: FakeExecutor,
+        served: ServedModel,
         settings: Settings,
         grammar_check: Callable[[Path], Any],
     ) -> None:
@@ -68,7 +70,7 @@ class Paged:
         self.metrics = Metrics(model_name="tiny", longest_context=512)
         self.app = create_app(
             engine,
-            ModelPool((model(),)),
+            ModelPool((served,)),
             settings,
             metrics=self.metrics,
             grammar_check=grammar_check,

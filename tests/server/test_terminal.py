@@ -131,21 +131,21 @@ def test_the_banner_says_what_fits_and_what_to_type() -> None:
 
 
 def test_a_port_in_use_is_found_out_at_once() -> None:
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0, unread_seconds=60) as listener:
         port = listener.getsockname()[1]
         assert url_of(listener) == f"http://127.0.0.1:{port}"
         with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use"):
-            listen("127.0.0.1", port)
+            listen("127.0.0.1", port, unread_seconds=60)
         socket.create_connection(("127.0.0.1", port), timeout=5).close()  # it waits, not refused
 
 
 def test_addresses_that_are_not_ours_are_refused_in_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"not an address of this machine"):
-        listen("192.0.2.1", 0)  # RFC 5737: for documentation only
+        listen("192.0.2.1", 0, unread_seconds=60)  # RFC 5737: for documentation only
     with pytest.raises(ConfigError, match="cannot be resolved"):
-        listen("no such host", 0)
+        listen("no such host", 0, unread_seconds=60)
 
 
 def test_any_address_is_shown_as_this_machine() -> None:
-    with listen("0.0.0.0", 0) as listener:
+    with listen("0.0.0.0", 0, unread_seconds=60) as listener:
         assert url_of(listener).startswith("http://127.0.0.1:")
