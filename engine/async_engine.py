@@ -129,8 +129,9 @@ class AsyncEngine:
             ConfigError: the checkpoint or the machine does not allow it to start.
             EngineDead: it ended for another reason.
         """
+        host, self._first = self._first or self._launch(0), None
         try:
-            await self._bring_up(self._first or self._launch(0), progress)
+            await self._bring_up(host, progress)
         except (ConfigError, EngineDead) as error:
             self.status = EngineStatus("dead", str(error))
             raise
@@ -306,7 +307,10 @@ class AsyncEngine:
             await self._busy.wait()
             await asyncio.sleep(self._look_seconds)
             if self.status.up and self._incarnation is not None:
-                self._look(self._incarnation)
+                try:
+                    self._look(self._incarnation)
+                except Exception:  # the next look may be luckier
+                    log.exception("the engine could not be looked at")
             if not (len(self._table) or self.stats.sequences):
                 self._busy.clear()
 

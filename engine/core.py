@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
@@ -92,7 +94,6 @@ class Engine:
                 time.sleep(_MOMENT)
             return StepReport((), self.stats())
         plan = self._in_flight.popleft()
-        self._pulse.wait()
         try:
             output = self._executor.collect()
         except Exception as error:
@@ -113,6 +114,15 @@ class Engine:
     def beat(self) -> None:
         """Show that the engine is alive."""
         self._pulse.beat(pending=len(self.scheduler.requests))
+
+    @contextmanager
+    def stumbling(self) -> Iterator[None]:
+        """Note an exception that ends the engine: it is told apart from a death in a step."""
+        try:
+            yield
+        except Exception:
+            self._pulse.stumble()
+            raise
 
     def stats(self) -> StepStats:
         """The scheduler's gauges and counters, as of now."""
@@ -155,10 +165,11 @@ def serve(engine: Engine, channel: Line) -> None:
     for number in count():
         messages = channel.receive(wait=engine.idle)
         engine.beat()
-        if not _handle(engine, messages, channel):
-            return
-        # Aborts may have emptied it: the gauges must say so.
-        report = StepReport((), engine.stats()) if engine.idle else engine.step()
+        with engine.stumbling():
+            if not _handle(engine, messages, channel):
+                return
+            # Aborts may have emptied it: the gauges must say so.
+            report = StepReport((), engine.stats()) if engine.idle else engine.step()
         channel.send(replace(report, number=number))
 
 

@@ -37,7 +37,7 @@ class Beat:
     at: float = 0.0  # of the last sign of life
     began: float = 0.0  # when the oldest step in flight began
     predicted: float = 0.0  # seconds that it is thought to take
-    computing: bool = False  # whether the engine waits for it, and does nothing else
+    stumbled: bool = False  # planning raised an exception: any request may have been the cause
     in_flight: tuple[str, ...] = ()  # request ids of the steps that have not ended
 
 
@@ -67,15 +67,14 @@ class Pulse:
         self._completed = 0
         self._pending = 0
         self._began = 0.0
-        self._computing = False
+        self._stumbled = False
         self._named: list[str] = []
         self._names = b"[]"
         self._write()
 
     def beat(self, pending: int) -> None:
-        """The engine is alive and has so many requests. What it does next is to plan."""
+        """The engine is alive and has so many requests."""
         self._pending = pending
-        self._computing = False
         self._write()
 
     def launch(self, step: int, request_ids: Iterable[str], seconds: float) -> None:
@@ -86,18 +85,17 @@ class Pulse:
         self._name()
         self._write()
 
-    def wait(self) -> None:
-        """All that the engine does now is to wait for the oldest step in flight."""
-        self._computing = True
-        self._write()
-
     def land(self, *, completed: bool = True) -> None:
         """The oldest step in flight has ended; not `completed`: with an exception."""
         self._flights.popleft()
         self._completed += completed
         self._began = self._clock()
-        self._computing = False
         self._name()
+        self._write()
+
+    def stumble(self) -> None:
+        """The engine is about to end because it cannot plan."""
+        self._stumbled = True
         self._write()
 
     def _name(self) -> None:
@@ -120,7 +118,7 @@ class Pulse:
             self._clock(),
             self._began if oldest else 0.0,
             oldest.seconds if oldest else 0.0,
-            self._computing,
+            self._stumbled,
         )
         record = head + self._names
         record = _CHECKSUM.pack(zlib.crc32(record)) + record
@@ -148,7 +146,7 @@ class Heartbeat:
         """What stands there, if it is whole."""
         after = start + _CHECKSUM.size
         head = self._memory[after : after + _HEAD.size]
-        size, completed, pending, step, at, began, predicted, computing = _HEAD.unpack(head)
+        size, completed, pending, step, at, began, predicted, stumbled = _HEAD.unpack(head)
         if size > _MAX_NAMES:
             return None
         names = self._memory[after + _HEAD.size : after + _HEAD.size + size]
@@ -156,7 +154,7 @@ class Heartbeat:
         if zlib.crc32(names, zlib.crc32(head)) != checksum:
             return None
         named = tuple(json.loads(names))
-        return Beat(completed, pending, step, at, began, predicted, computing, named)
+        return Beat(completed, pending, step, at, began, predicted, stumbled, named)
 
 
 def shared_memory() -> tuple[mmap.mmap, int]:

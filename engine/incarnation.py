@@ -27,6 +27,8 @@ from .watch import Watch
 
 log = logging.getLogger(__name__)
 
+_IDLE_START = 30.0  # seconds
+
 
 class Incarnation:
     """A host, the channel to it, and what is thought of it."""
@@ -58,20 +60,35 @@ class Incarnation:
     def send(self, message: Message) -> None:
         self._channel.send(message)
 
-    async def started(self, progress: OnProgress) -> Capacity:
+    async def started(self, progress: OnProgress, *, patience: float = _IDLE_START) -> Capacity:
         """Wait until it is ready.
+
+        Args:
+            patience: seconds that it may spend without doing anything at all.
 
         Raises:
             ConfigError: the checkpoint or the machine does not allow it to start.
             EngineDead: it ended for another reason.
         """
+        watching = asyncio.create_task(self._expect_labour(patience))
+        try:
+            return await self._started(progress)
+        except EOFError:
+            raise EngineDead(f"The engine did not start: it {await self.end()}.") from None
+        finally:
+            watching.cancel()
+
+    async def _expect_labour(self, patience: float) -> None:
+        """Starting takes as long as it takes, but never without work."""
+        before = -1.0
+        while (spent := self._host.labour()) != before:
+            before = spent
+            await asyncio.sleep(patience)
+        self.condemn(f"did nothing at all for {patience:g} s")
+
+    async def _started(self, progress: OnProgress) -> Capacity:
         while True:
-            try:
-                message = await self._channel.receive()
-            except EOFError:
-                await asyncio.to_thread(self._host.stop)
-                raise EngineDead(f"The engine did not start: it {self._host.ending()}.") from None
-            match message:
+            match message := await self._channel.receive():
                 case Progress(stage, done, total):
                     progress(stage, done, total)
                 case Notice(level, text):

@@ -121,12 +121,12 @@ class RequestTable:
     # --- deaths --------------------------------------------------------------------------------
 
     def engine_died(self, beat: Beat) -> Verdict:
-        """Nothing is submitted any more. `beat` is the last one of the incarnation that died; who
-        stood in its steps is accused, and one that did so too often fails."""
+        """Nothing is submitted any more. `beat` is the last one of the incarnation that died: who
+        stood in its steps is accused, and one that did so too often fails. Where the death was of
+        the engine's own planning, everybody is."""
         given = [live.request.id for live in self._given()]
-        if beat.computing:
-            given = [name for name in given if name in beat.in_flight]
-        verdict = self._quarantine.died(given)
+        in_flight = set(given if beat.stumbled else beat.in_flight)
+        verdict = self._quarantine.died([name for name in given if name in in_flight])
         for live in self._live.values():
             live.known_before |= live.submitted
             live.submitted = False

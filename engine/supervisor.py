@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from .channel import Channel, Start
@@ -34,6 +36,9 @@ class EngineHost(Protocol):
 
     def ending(self) -> str | None:
         """Why it is no longer alive, in words; None while it is."""
+
+    def labour(self) -> float:
+        """Seconds of CPU time that it has spent: they stand still where it is frozen."""
 
     def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         """Wait so many seconds for it to leave by itself, then end it. Idempotent."""
@@ -115,6 +120,14 @@ class EngineProcess:
             return f"ended by signal {-code}"
         return f"exited with code {code}"
 
+    def labour(self) -> float:
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return 0.0  # it is gone
+        user, system = status.rpartition(")")[2].split()[11:13]  # proc_pid_stat(5)
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         try:
             self._process.wait(grace)
@@ -154,6 +167,9 @@ class EngineThread:
         if self._thread.is_alive():
             return None
         return f"ended by {self._error!r}" if self._error is not None else "ended"
+
+    def labour(self) -> float:
+        return time.process_time()
 
     def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         self._thread.join(grace)

@@ -28,6 +28,12 @@ def engine_of(daemon: Daemon) -> int:
     return engine
 
 
+def shared_memories(daemon: Daemon) -> int:
+    """Descriptors of heartbeats that the front end holds."""
+    held = Path(f"/proc/{daemon.pid}/fd").iterdir()
+    return sum("octavo-heartbeat" in str(fd.readlink()) for fd in held)
+
+
 async def all_once(load: MixedLoad) -> None:
     """Every kind of stream at the same time, each answer held against the undisturbed one."""
     answers = await asyncio.gather(*(load._ask(kind) for kind in load.kinds))
@@ -73,6 +79,7 @@ async def test_16_mixed_streams_go_on_whatever_befalls_the_engine(tmp_path: Path
         await all_once(load)
         assert_unnoticed(load)
         assert daemon.metric("octavo:engine_restarts_total") >= len(blows)
+        assert shared_memories(daemon) == 1  # that of the engine that lives
         await asyncio.to_thread(daemon.wait_until_idle)
     log = daemon.log.read_text()
     for trace in ("ended by signal 9", "exited with code 70", "lost report", "no progress for"):

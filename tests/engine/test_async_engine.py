@@ -28,10 +28,12 @@ from octavo.engine.errors import (
 )
 from octavo.engine.executor.base import Capacity, Progress
 from octavo.engine.heartbeat import SIZE, Heartbeat, Pulse
+from octavo.engine.incarnation import Incarnation
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.request_table import MOST_UNREAD
 from octavo.engine.step import Delta
 from octavo.engine.supervisor import STOP_GRACE_SECONDS, EngineThread, RestartPolicy
+from octavo.engine.watch import Watch
 
 from ..fakes.executor import FakeExecutor, pooled
 
@@ -365,6 +367,9 @@ class NeverReady:
     def ending(self) -> str | None:
         return None if not self.graces else "ended by signal 9"
 
+    def labour(self) -> float:
+        return 0.5
+
     def stop(self, grace: float = STOP_GRACE_SECONDS) -> None:
         self.graces.append(grace)
         self._far.close()
@@ -378,6 +383,14 @@ async def test_an_engine_that_is_still_starting_is_not_waited_for() -> None:
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await engine.stop()
+    assert host.graces == [0.0]
+
+
+async def test_an_engine_that_is_frozen_while_it_starts_is_given_up() -> None:
+    host = NeverReady(0)
+    incarnation = await Incarnation.meet(host, Watch(patience=10.0))
+    with pytest.raises(EngineDead, match="did not start: it did nothing at all"):
+        await incarnation.started(lambda *_: None, patience=0.01)
     assert host.graces == [0.0]
 
 

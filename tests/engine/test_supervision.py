@@ -12,6 +12,7 @@ import pytest
 from octavo.engine.channel import Abort, Message, Missing, Submit
 from octavo.engine.errors import RequestGivenUp
 from octavo.engine.incarnation import Incarnation
+from octavo.engine.params import SamplingParams
 from octavo.engine.request_table import RequestTable
 from octavo.engine.step import StepOutput, StepPlan
 from octavo.engine.supervisor import RestartPolicy
@@ -78,6 +79,27 @@ async def test_a_request_that_always_ends_the_engine_fails_alone(
         assert "ended the engine" in str(failed)
         assert engine.restarts <= 4 + 4
         assert await collect(engine, request("later"))
+
+
+class Unplannable(FakeExecutor):
+    """Dies of being given a request with min_tokens of LETHAL, which so is never in flight."""
+
+    def ready(self, params: SamplingParams) -> bool:
+        if params.min_tokens == LETHAL:
+            raise RuntimeError("it cannot plan this")
+        return super().ready(params)
+
+
+async def test_a_request_of_which_planning_fails_fails_alone() -> None:
+    asked = [request(f"r{i}", prompt=(5, i + 100, 9)) for i in range(15)]
+    lethal = request("lethal", min_tokens=LETHAL)
+    async with running(Unplannable) as (engine, _):
+        undisturbed = [await collect(engine, one) for one in asked]
+        *others, failed = await asyncio.gather(
+            *(collect(engine, one) for one in (*asked, lethal)), return_exceptions=True
+        )
+        assert others == undisturbed
+        assert isinstance(failed, RequestGivenUp)
 
 
 async def test_an_engine_that_dies_of_every_request_is_given_up_all_the_same() -> None:
