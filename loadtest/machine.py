@@ -28,6 +28,16 @@ def described() -> dict[str, object]:
     }
 
 
+def busy_seconds() -> float:
+    """Processor time that all cores together have spent computing, for anybody, since the boot."""
+    try:
+        first = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, *_ = map(int, first)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def _from_proc(file: str, key: str) -> str | None:
     try:
         text = Path("/proc", file).read_text()

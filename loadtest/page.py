@@ -124,7 +124,7 @@ def _name(result: dict[str, Any]) -> str:
 
 def _table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     head = ["", "requests", "failed", "tokens/s", "requests/s", "goodput/s"]
-    head += [f"{name} {at}" for name in ("TTFT", "ITL", "TPOT") for at in ("p50", "p90", "p99")]
+    head += [f"{name} p50 / p90 / p99" for name in ("TTFT", "ITL", "TPOT")]
     rows = []
     for result, name in zip(results, names, strict=True):
         total = result["total"]
@@ -133,8 +133,8 @@ def _table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         row += [f"{total['output_tokens_per_second']:.1f}", f"{total['requests_per_second']:.2f}"]
         row.append("-" if goodput is None else f"{goodput:.2f}")
         for key in ("ttft", "itl", "tpot"):
-            row += [f"{total[key][at] * 1e3:.1f}" for at in ("p50", "p90", "p99")]
-        rows.append([*row, f"{total['client_cpu_share']:.2f}"])
+            row.append(" / ".join(f"{total[key][at] * 1e3:.4g}" for at in ("p50", "p90", "p99")))
+        rows.append([*row, f"{total['client_cpu_share']:.3f}"])
     return table([*head, "client CPU"], rows) + "<p>Latencies in milliseconds.</p>"
 
 

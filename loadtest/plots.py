@@ -45,7 +45,7 @@ def lines(title: str, *, x: str, y: str, curves: Sequence[Line], log: bool = Fal
     if log:
         low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
         high = high if high > low else low * 10
-    top = max(p[1] for p in points) or 1.0
+    top = _round_up(max(p[1] for p in points))
 
     def across(value: float) -> float:
         share = math.log(max(value, low) / low) / math.log(high / low) if log else value / high
@@ -117,6 +117,12 @@ def ticks(top: float) -> list[float]:
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
     return [step * number for number in range(int(top / step + 1e-9) + 1)]
+
+
+def _round_up(value: float) -> float:
+    """The first tick that is not below `value`."""
+    marks = ticks(value) if value > 0 else [0.0, 1.0]
+    return marks[-1] if marks[-1] >= value else marks[-1] + marks[1]
 
 
 def figure(value: float) -> str:

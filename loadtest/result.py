@@ -146,17 +146,19 @@ def _curves(exchanges: Iterable[Exchange]) -> dict[str, list[float]]:
     return curves
 
 
-def _timeline(measured: Measurement, slots: int = 120) -> dict[str, Any]:
-    """Events that arrived, and requests under way, in each of `slots` equal parts of the run."""
+def _timeline(measured: Measurement, slots: int = 50) -> dict[str, Any]:
+    """Events that arrived, and the mean of requests under way, in equal parts of the run."""
     width = measured.seconds / slots
-    arrived, running = [0] * slots, [0] * slots
-
-    def slot(moment: float) -> int:
-        return min(slots - 1, max(0, int((moment - measured.began) / width)))
-
+    arrived, running = [0] * slots, [0.0] * slots
     for exchange in measured.all:
         for moment in exchange.arrivals:
-            arrived[slot(moment)] += 1
-        for number in range(slot(exchange.sent), slot(exchange.ended) + 1):
-            running[number] += 1
-    return {"slot_seconds": width, "events": arrived, "running": running}
+            arrived[min(slots - 1, max(0, int((moment - measured.began) / width)))] += 1
+        begin, end = exchange.sent - measured.began, exchange.ended - measured.began
+        for number in range(slots):
+            inside = min(end, (number + 1) * width) - max(begin, number * width)
+            running[number] += max(0.0, inside) / width
+    return {
+        "slot_seconds": width,
+        "events": arrived,
+        "running": [round(mean, 2) for mean in running],
+    }

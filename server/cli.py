@@ -24,6 +24,7 @@ usage: octavo COMMAND ...
   bench compare     two results of `bench serve`, as ratios
   bench page        results as a page with plots
   bench offline     measure the LLM class in this process
+  bench goals       octavo against its peers and its goals, in one run
   bench make-model  write a checkpoint of random weights
   bench ratios      measure what batching and prefix caching are worth
   bench start       measure the time to the first token after a start
@@ -151,6 +152,7 @@ _BENCHES = {
     "compare": "loadtest.compare",
     "page": "loadtest.page",
     "offline": "server.bench_offline",
+    "goals": "loadtest.goals.command",
     "make-model": "loadtest.make_model",
     "ratios": "loadtest.ratios",
     "start": "loadtest.startup",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from octavo.loadtest import plots
 from octavo.loadtest import scenario as scenarios
 from octavo.loadtest.compare import compared, differences
 from octavo.loadtest.events import Exchange, events, read
@@ -215,3 +216,21 @@ def test_the_page_holds_plots_and_loads_nothing() -> None:
     assert drawn.count("<svg") == 5
     for forbidden in ("<script", "http:", "https:", "@import", "url("):
         assert forbidden not in drawn.replace("http://there", "")
+
+
+def test_the_timeline_counts_a_request_for_the_time_it_took() -> None:
+    half, whole = exchange(10.5, 11.0), exchange(11.0, 12.0)
+    timeline = result(half, whole)["timeline"]
+    slots = len(timeline["running"])
+    assert timeline["slot_seconds"] * slots == pytest.approx(2.0)
+    assert sum(timeline["running"]) / slots == pytest.approx((1.0 + 2.0) / 2.0)
+    assert max(timeline["running"]) == 2.0
+    assert sum(timeline["events"]) == 4
+
+
+@pytest.mark.parametrize("top", [0.003, 0.7, 1.0, 64.0, 99.9, 12345.0])
+def test_an_axis_has_a_few_round_ticks_up_to_its_end(top: float) -> None:
+    marks = plots.ticks(top)
+    assert 3 <= len(marks) <= 8
+    assert marks[0] == 0
+    assert top - marks[1] < marks[-1] <= top * (1 + 1e-9)

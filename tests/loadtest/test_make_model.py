@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from octavo.engine.params import SamplingParams
 from octavo.loadtest.make_model import make_model
 from octavo.loadtest.shapes import SHAPES
 from octavo.loadtest.vocabulary import FIRST_LETTERS, SPECIAL, tokenizer_json
-from octavo.server.offline import LLM, SamplingParams
+from octavo.server.offline import LLM
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""`octavo bench goals`: octavo and its peers in one run on one machine, judged by stated goals."""
