@@ -139,7 +139,7 @@ class StepOutput:
     number: int
     results: tuple[SliceResult, ...]
     seconds: float = 0.0  # wall time of the compute
-    attempts: int = 1  # computes it took: more than one where the step failed and was run in parts
+    attempts: int = 1  # computes it took: more than one where the step failed and was run apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,8 @@ class Attempt:
 
     def results(self, slices: Sequence[Slice]) -> list[SliceResult]:
         """What each slice yielded, in their order; a culprit's result has its error."""
+        if not slices:
+            return []
         self.count += 1
         try:
             return self._compute(slices)

@@ -28,6 +28,8 @@ from octavo.engine.params import (
     Request,
     SamplingParams,
 )
+from octavo.engine.sampling import grammar_rule
+from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
 from octavo.engine.step import Slice
 from octavo.engine.worker.computer import Computer
 from octavo.server.text.tokenizer import Tokenizer
@@ -211,6 +213,49 @@ def test_a_grammar_that_does_not_compile_fails_its_request_alone(engine: Engine)
     choices = run(engine, good, request("bad", [5], sampling=bad))
     assert "invalid regex" in (choices["bad", 0].error or "")
     assert choices["good", 0].token_ids == expected["good", 0]
+
+
+@pytest.mark.parametrize("where", ["accept", "masks", "admit"])
+def test_a_grammar_that_breaks_fails_its_request_alone(
+    engine: Engine, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something that nobody thought of, in the step thread or in the one beside it."""
+    short = replace(BOUND, max_tokens=24)
+    good = [request(f"good {i}", prompt("Say it."), sampling=short, seed=i) for i in range(3)]
+    good.append(request("free", prompt("Say it."), sampling=replace(short, grammar=None)))
+    expected = ids(run(engine, *good))
+    digits = GrammarSpec(GrammarKind.REGEX, "[0-9]{40}")
+    bad = request("bad", [5], sampling=replace(BOUND, grammar=digits))
+    cursed: list[Grammar] = []
+    start, accept, fill = GrammarCompiler.start, Grammar.accept, grammar_rule.fill_masks
+
+    def started(compiler: GrammarCompiler, spec: GrammarSpec) -> Grammar:
+        grammar = start(compiler, spec)
+        if spec == digits:
+            cursed.append(grammar)
+            if where == "admit":
+                raise ZeroDivisionError("of the unexpected kind")
+        return grammar
+
+    def accepted(grammar: Grammar, token_ids: list[int]) -> None:
+        accept(grammar, token_ids)
+        if where == "accept" and grammar in cursed and len(grammar._runs) > 3:
+            raise ZeroDivisionError("of the unexpected kind")
+
+    def filled(grammars: list[Grammar], *more: object) -> None:
+        if where == "masks" and any(g in cursed and len(g._runs) > 3 for g in grammars):
+            raise ZeroDivisionError("of the unexpected kind")
+        fill(grammars, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GrammarCompiler, "start", started)
+    monkeypatch.setattr(Grammar, "accept", accepted)
+    monkeypatch.setattr(grammar_rule, "fill_masks", filled)
+    choices = run(engine, *good[:2], bad, *good[2:])
+    assert cursed
+    assert choices["bad", 0].error is not None
+    assert "unexpected" not in choices["bad", 0].error
+    del choices["bad", 0]
+    assert ids(choices) == expected
 
 
 def test_a_tokenizer_that_cannot_be_read_fails_only_requests_with_a_grammar(

@@ -6,8 +6,12 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,11 +20,16 @@ from hypothesis import strategies as st
 from octavo.engine.device import is_out_of_memory
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
+from octavo.engine.sampling.logits import standard_rules
+from octavo.engine.sampling.sampler import Sampler
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, TokenLogprobs, Wants
 from octavo.engine.worker.halves import Attempt
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.runner import Runner
+from octavo.engine.worker.sequences import SequenceTable
+from octavo.kernels import registry
 
+from .histories import histories
 from .tiny import tiny_config
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
@@ -59,7 +68,7 @@ def errors(results: Sequence[SliceResult]) -> set[int]:
     return {result.sequence for result in results if result.error}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_culprits_fail_and_nobody_else_in_few_attempts(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 80))
@@ -319,3 +328,88 @@ def test_a_failure_that_passes_is_remarked_on(
     assert output.attempts == 3
     assert len(caplog.records) == 1
     assert "step 0 failed with RuntimeError; its 2 sequences could be computed" in caplog.text
+
+
+def test_nothing_to_compute_cannot_fail(runner: Runner) -> None:
+    Poisoned(runner, 2)
+    runner.execute(StepPlan(number=0, slices=(begin(2, 5, 7),)))
+    computer = runner.computer
+    assert isinstance(computer, Poisoned)
+    computer.calls.clear()
+    output = runner.execute(StepPlan(number=1, slices=(next_token(2, 2),)))
+    assert errors(output.results) == {2}
+    assert computer.calls == []
+
+
+def test_who_cannot_be_admitted_fails_alone(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = runner.computer._sampler  # type: ignore[attr-defined]
+    admit = sampler.admit
+
+    def picky(row: int, params: SamplingParams, seed: int) -> None:
+        if params.top_k == 13:
+            raise ValueError("bad luck")
+        admit(row, params, seed)
+
+    alone = runner.execute(StepPlan(number=0, slices=tuple(begin(i, 5, 6 + i) for i in range(4))))
+    runner.execute(StepPlan(number=1, slices=(), retired=(0, 1, 2, 3)))
+    monkeypatch.setattr(sampler, "admit", picky)
+    slices = [begin(i, 5, 6 + i) for i in range(4)]
+    assert slices[2].history is not None
+    params = replace(GREEDY, temperature=1.0, top_k=13)
+    slices[2] = replace(slices[2], history=replace(slices[2].history, params=params))
+    output = runner.execute(StepPlan(number=2, slices=tuple(slices)))
+    assert errors(output.results) == {2}
+    assert [r for i, r in enumerate(output.results) if i != 2] == [
+        r for i, r in enumerate(alone.results) if i != 2
+    ]
+
+
+# --- memory that is missing half way -----------------------------------------------------------
+
+
+def failing_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """`real`, but the call of that number (from 0) finds no memory."""
+    calls = count()
+
+    def sometimes(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == call:
+            raise MemoryError
+        return real(*arguments, **more)
+
+    return sometimes
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_sequence_table_that_cannot_grow_is_as_it_was(
+    call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = SequenceTable(rows=1, longest=32, block_size=16)
+    assert table.row(begin(0, 5, 6)) == 0
+    with monkeypatch.context() as short:
+        short.setattr(np, "concatenate", failing_at(call, np.concatenate))
+        with pytest.raises(MemoryError):
+            table.row(begin(1, 5, 7))
+    table.check()
+    assert table.row(begin(1, 5, 7)) == 1
+    assert table.token_ids[:2, :2].tolist() == [[5, 6], [5, 7]]
+
+
+def test_a_sampler_that_cannot_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(temperature=1.0, frequency_penalty=1.0)
+    ops = registry.resolve(torch.device("cpu"))
+    sampler = Sampler(16, standard_rules(16, (1,), ops), ops)
+    places = [(np, "concatenate", i) for i in range(3)] + [(np, "pad", 0)]
+    places += [(torch, "cat", i) for i in range(2)]
+    row = 0
+    for module, name, call in places:
+        with monkeypatch.context() as short:
+            short.setattr(module, name, failing_at(call, getattr(module, name)))
+            with pytest.raises(MemoryError):
+                sampler.admit(row, params, 7)
+        sampler.admit(row, params, 7)
+        known = histories([[3, 4]] * (row + 1))
+        sampled = sampler.sample(torch.randn(1, 16), np.array([row]), known)
+        assert not sampled.errors
+        row = 3 * row + 50  # beyond what has been grown to
