@@ -86,21 +86,29 @@ class Admission:
         max_requests: int,
         max_tokens: int,
         longest: float | None = None,
+        token_seconds: Callable[[], float] = lambda: 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`longest`: the seconds that any request may take; None: as long as it takes."""
+        """`longest`: the seconds that any request may take; None: as long as it takes.
+        `token_seconds` tells what the engine takes for one token of a prompt; 0: not known."""
         self.requests = Line(limit=max_requests, clock=clock)
         self.tokens = Line(limit=max_tokens, clock=clock)
         self.live = 0  # requests that are in, waiting or not
         self.draining = False
         self.longest = longest
+        self._token_seconds = token_seconds
         self.clock = clock
         self._emptied = asyncio.Event()
 
     def wait(self) -> float | None:
-        """How long a newcomer will wait for its first token; None: nobody knows yet."""
+        """How long a newcomer will wait for its first token; None: nobody knows yet.
+
+        What waits must at least be computed; how long it takes to get there, the pace tells.
+        """
         lines = [line for line in (self.requests, self.tokens) if line.waiting]
         known = [seconds for line in lines if (seconds := line.seconds()) is not None]
+        if (computing := self.tokens.waiting * self._token_seconds()) > 0:
+            known.append(computing)
         return max(known, default=None) if lines else 0.0
 
     def require_room(self, deadline: float | None = None) -> None:

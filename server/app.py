@@ -80,6 +80,7 @@ def create_app(
         max_requests=settings.max_queue_requests,
         max_tokens=settings.max_queue_tokens,
         longest=settings.request_timeout or None,
+        token_seconds=lambda: engine.stats.token_seconds,
     )
     metrics.follow_queue(
         requests=lambda: admission.requests.waiting, tokens=lambda: admission.tokens.waiting

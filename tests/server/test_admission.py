@@ -69,6 +69,15 @@ def test_a_request_waits_until_its_last_prompt_has_begun_and_is_in_until_release
     assert (admission.requests.waiting, admission.tokens.waiting, admission.live) == (0, 0, 0)
 
 
+def test_before_a_pace_is_measured_the_price_of_prompts_tells_how_long_it_takes() -> None:
+    admission = Admission(max_requests=9, max_tokens=10_000, token_seconds=lambda: 0.01)
+    assert admission.wait() == 0
+    waiting(admission, 400)
+    assert admission.wait() == pytest.approx(4.0)
+    error = refused(admission, 5, seconds=3.0)
+    assert error.reason == "deadline"
+
+
 def test_no_more_requests_than_may_wait() -> None:
     admission, _ = queue(requests=2)
     first, second = waiting(admission, 1), waiting(admission)
