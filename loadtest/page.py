@@ -26,7 +26,8 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:1.8rem 0 .4rem}
 p,.legend{color:var(--faint);margin:.3rem 0}table{border-collapse:collapse;width:100%}
 .wide{overflow-x:auto}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid
 var(--rule);font-variant-numeric:tabular-nums;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child,td.said{text-align:left}td.said{white-space:normal;min-width:18rem}
+.bars{max-width:46rem}
 th{color:var(--faint);font-weight:600}.plots{display:grid;gap:1rem 2rem;
 grid-template-columns:repeat(auto-fit,minmax(25rem,1fr))}figure{margin:0}
 figcaption{font-weight:600}svg{width:100%;height:auto;font:11px system-ui,sans-serif}
@@ -106,10 +107,10 @@ def machine_line(result: dict[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are text, or ready markup where they begin with `<`."""
+    """Cells are text, or ready markup where they begin with `<td`."""
     cells = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     for row in rows:
-        cells.append("".join(f"<td>{c if c.startswith('<') else escape(c)}</td>" for c in row))
+        cells.append("".join(c if c.startswith("<td") else f"<td>{escape(c)}</td>" for c in row))
     return '<div class="wide"><table>' + "".join(f"<tr>{c}</tr>" for c in cells) + "</table></div>"
 
 

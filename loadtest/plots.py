@@ -12,6 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 16, 42
+_BARS_WIDTH, _NAMES = 720, 300  # the names stand left of the bars
 COLOURS = 6
 
 
@@ -54,7 +55,7 @@ def lines(title: str, *, x: str, y: str, curves: Sequence[Line], log: bool = Fal
     def up(value: float) -> float:
         return HEIGHT - _BOTTOM - value / top * (HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_open(title, HEIGHT)]
+    parts = [_open(title, WIDTH, HEIGHT)]
     for tick in _decades(low, high) if log else ticks(high):
         parts.append(_tick_x(across(tick), tick))
     for tick in ticks(top):
@@ -74,23 +75,24 @@ def bars(title: str, *, unit: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars; a line marks each goal, a broken one each stretch goal."""
     marks = [mark for row in rows for mark in (row.value, row.goal, row.stretch) if mark]
     top = max(marks, default=1.0) * 1.12
-    step, left = 26, 210
+    step = 26
     height = step * len(rows) + 34
 
     def across(value: float) -> float:
-        return left + value / top * (WIDTH - left - 70)
+        return _NAMES + value / top * (_BARS_WIDTH - _NAMES - 60)
 
-    parts = [_open(title, height)]
+    parts = [_open(title, _BARS_WIDTH, height)]
     for tick in ticks(top):
         parts.append(f'<path class="grid" d="M{across(tick):.1f} 4V{height - 30}"/>')
         parts.append(_text(across(tick), height - 17, figure(tick), anchor="middle"))
-    parts.append(_text(WIDTH - 8, height - 3, unit, anchor="end", kind="axis"))
+    middle = (_NAMES + _BARS_WIDTH) / 2
+    parts.append(_text(middle, height - 3, unit, anchor="middle", kind="axis"))
     for number, row in enumerate(rows):
         y = 8 + number * step
-        parts.append(_text(left - 8, y + 12, row.name, anchor="end"))
-        length = across(row.value) - left
+        parts.append(_text(_NAMES - 8, y + 12, row.name, anchor="end"))
+        length = across(row.value) - _NAMES
         parts.append(
-            f'<rect class="s{row.series % COLOURS}" x="{left}" y="{y}" width="{length:.1f}" '
+            f'<rect class="s{row.series % COLOURS}" x="{_NAMES}" y="{y}" width="{length:.1f}" '
             f'height="{step - 9}" rx="2"/>'
         )
         for mark, kind in ((row.goal, "goal"), (row.stretch, "goal stretch")):
@@ -137,9 +139,9 @@ def _decades(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(first, last + 1)]
 
 
-def _open(title: str, height: float) -> str:
+def _open(title: str, width: float, height: float) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>"
     )
 

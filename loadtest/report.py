@@ -119,7 +119,8 @@ class Report:
             )
         for name, value in (("TTFT", self.ttft), ("ITL", self.itl), ("TPOT", self.tpot)):
             rows.append(f"{name:<4} ms  {milliseconds(value)}")
-        rows.append(f"client CPU share  {self.client_cpu_share:.2f}")
+        each = self.client_cpu_share * self.seconds / max(1, self.output_tokens)
+        rows.append(f"client CPU share  {self.client_cpu_share:.3f} ({each * 1e6:.0f} us a token)")
         if self.first_error is not None:
             rows.append(f"first error       {self.first_error}")
         return rows

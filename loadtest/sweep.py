@@ -47,6 +47,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--precision", type=float, default=0.1, help="stop when the interval is this narrow"
     )
+    parser.add_argument(
+        "--rate-limit", type=float, default=1e4, help="try no rate above this", metavar="RATE"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the best run here")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of it here")
     chosen = parser.parse_args(words)
@@ -93,7 +96,11 @@ async def _run(chosen: argparse.Namespace, scenario: Scenario, slo: Slo) -> dict
 
     start = await _capacity(scenario, target)
     trials = await highest_rate(
-        try_rate, start=start, attainment=chosen.attainment, precision=chosen.precision
+        try_rate,
+        start=min(start, chosen.rate_limit),
+        attainment=chosen.attainment,
+        precision=chosen.precision,
+        limit=chosen.rate_limit,
     )
     kept = [trial.rate for trial in trials if trial.share >= chosen.attainment]
     if not kept:
@@ -108,6 +115,7 @@ async def highest_rate(
     start: float,
     attainment: float,
     precision: float,
+    limit: float = float("inf"),
 ) -> list[Trial]:
     """Trials, in their order, until the highest good rate is known within `precision` of itself.
 
@@ -117,7 +125,9 @@ async def highest_rate(
     good = trials[0].share >= attainment
     factor = 2.0 if good else 0.5
     for _ in range(_MOST_DOUBLINGS):
-        rate = trials[-1].rate * factor
+        rate = min(limit, trials[-1].rate * factor)
+        if rate == trials[-1].rate:
+            return trials
         trials.append(Trial(rate=rate, share=await try_rate(rate)))
         if (trials[-1].share >= attainment) != good:
             break

@@ -18,11 +18,10 @@ from pathlib import Path
 from octavo.engine.errors import ConfigError
 from octavo.engine.params import SamplingParams
 from octavo.loadtest import machine
+from octavo.loadtest.lengths import lengths
 
 from .offline import LLM
 from .settings import load
-
-_FIRST_ID, _LAST_ID = 300, 3900  # ordinary tokens of the models that are measured
 
 
 def main(words: Sequence[str]) -> int:
@@ -36,6 +35,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--streams", type=int, default=32, help="how many run at the same time")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
+    parser.add_argument(
+        "--token-ids", type=lengths, default=lengths("300..3900"), help="ordinary tokens"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
@@ -62,7 +64,7 @@ def measure(chosen: argparse.Namespace, flags: Sequence[str]) -> dict[str, float
         for round_number in range(chosen.rounds + 1):
             draw = random.Random(f"{chosen.seed} {round_number}")  # no prompt is cached
             prompts = [
-                [draw.randint(_FIRST_ID, _LAST_ID) for _ in range(chosen.prompt_tokens)]
+                [chosen.token_ids.draw(draw) for _ in range(chosen.prompt_tokens)]
                 for _ in range(chosen.requests)
             ]
             began = time.perf_counter()

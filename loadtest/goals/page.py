@@ -36,11 +36,13 @@ def page(result: dict[str, Any]) -> str:
     parts.append(f"<p>{escape(told)} · median of {result['rounds']} rounds, interleaved</p>")
     if result["others_cpu"] > 0.1:
         parts.append(f'<p class="warning">{escape(_disturbed(result))}</p>')
-    parts.append(f"<figure>{_plot(result)}</figure>")
+    parts.append(f'<figure class="bars">{_plot(result)}</figure>')
     rows = []
     for row in result["rows"]:
         kind = "missed" if row["verdict"] in ("missed", "not run") else "met"
-        verdict = f'<span class="{kind}">{escape(_verdict(row))}</span>'
+        verdict = (
+            f'<td class="said"><b class="{kind}">{row["verdict"]}</b> {escape(row["note"])}</td>'
+        )
         rows.append([row["name"], *_cells(row), _against(row), verdict])
     parts.append(table(["", "goal", "stretch", "figure", "octavo and the other", ""], rows))
     parts.append("<h2>Shares of what the machine can do</h2>")
