@@ -7,7 +7,6 @@ bfloat16, the same for all tensors of a call; sums are taken in float32 whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,19 +53,25 @@ class SiluMul(Protocol):
         """gate_up [tokens, 2 * size], gate first -> [tokens, size]."""
 
 
-class Linear(Protocol):
-    """Multiplication with a matrix as it is. No row's sums depend on the other rows."""
+class PackedLinear(Protocol):
+    """x @ weight.T + bias. No row's sums depend on the other rows, nor on how many there are."""
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [tokens, inputs], weight [outputs, inputs], bias [outputs] -> x @ weight.T + bias."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [tokens, inputs], of the weight's dtype -> [tokens, outputs]."""
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same in float32, as it was before it was rounded to the weight's dtype."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The weight's own rows: ids int64 [count], below outputs -> [count, inputs]."""
 
 
 class PackLinear(Protocol):
     """Brings a matrix into the form that this device multiplies with fastest, once."""
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """weight [outputs, inputs] and bias [outputs] -> the function x @ weight.T + bias, which
-        maps [tokens, inputs] to [tokens, outputs]. Nothing but it needs to be kept."""
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """weight [outputs, inputs], bias [outputs]. `weight` is used up: its memory may hold the
+        new form. Nothing but the result needs to be kept."""
 
 
 class AttentionPlan(Protocol):
@@ -208,7 +213,6 @@ class Ops:
     add_rms_norm: AddRmsNorm
     rotate: Rotate
     silu_mul: SiluMul
-    linear: Linear
     pack_linear: PackLinear
     plan_attention: PlanAttention
     copy_blocks: CopyBlocks

@@ -73,11 +73,11 @@ class Model(ABC):
         self.config = config = blueprint.config
         self._attention = blueprint.attention
         self._rotary = RotaryEmbedding(blueprint)
-        self._embedding = Embedding(blueprint, "model.embed_tokens")
+        tied = config.tied_embeddings
+        self._embedding = Embedding(blueprint, "model.embed_tokens", tied=tied)
         self._blocks = [self.block(blueprint, index) for index in range(config.layers)]
         self._norm = RmsNorm(blueprint, "model.norm", config.hidden_size)
-        tied_to = self._embedding if config.tied_embeddings else None
-        self._head = Head(blueprint, "lm_head", tied_to=tied_to)
+        self._head = Head(blueprint, "lm_head", tied_to=self._embedding if tied else None)
         self.parameter_count = sum(p.tensor.numel() for p in self.parameters())
         self.weight_bytes = sum(p.tensor.nbytes for p in self.parameters())
 
@@ -106,6 +106,7 @@ class Model(ABC):
 
     def finish(self) -> None:
         """All parameters are loaded."""
+        self._embedding.finish()
         for block in self._blocks:
             block.finish()
         self._head.finish()

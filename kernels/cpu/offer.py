@@ -9,6 +9,7 @@ from typing import Any
 from .activation import silu_mul
 from .attention import plan_attention
 from .library import Library, levels, load
+from .linear import pack_linear
 from .threads import set_threads
 
 # Each makes an op of a library.
@@ -16,6 +17,7 @@ _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyTyp
     {
         "plan_attention": plan_attention,
         "set_threads": set_threads,
+        "pack_linear": pack_linear,
         "silu_mul": silu_mul,
     }
 )

@@ -11,7 +11,7 @@ from .activation import silu_mul
 from .attention import plan_attention
 from .bitmask import allow_only
 from .cache import copy_blocks
-from .linear import linear, pack_linear
+from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
@@ -24,7 +24,6 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm,
     rotate=rotate,
     silu_mul=silu_mul,
-    linear=linear,
     pack_linear=pack_linear,
     plan_attention=plan_attention,
     copy_blocks=copy_blocks,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +11,26 @@ from torch import Tensor
 _FEWEST_ROWS = 4
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `ops.Linear`."""
-    missing = -len(x) % (_FEWEST_ROWS * torch.get_num_threads())
-    if not missing or x.dtype != torch.float32:
-        return F.linear(x, weight, bias)
-    return F.linear(F.pad(x, (0, 0, 0, missing)), weight, bias)[: len(x)]
+class AsItIs:
+    """See `ops.PackedLinear`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        missing = -len(x) % (_FEWEST_ROWS * torch.get_num_threads())
+        if not missing or x.dtype != torch.float32:
+            return F.linear(x, self._weight, self._bias)
+        return F.linear(F.pad(x, (0, 0, 0, missing)), self._weight, self._bias)[: len(x)]
+
+    def wide(self, x: Tensor) -> Tensor:
+        return self(x).float()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._weight)
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def pack_linear(weight: Tensor, bias: Tensor | None) -> AsItIs:
     """See `ops.PackLinear`."""
-    return partial(linear, weight=weight, bias=bias)
+    return AsItIs(weight, bias)

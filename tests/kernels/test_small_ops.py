@@ -8,16 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import onednn
-from octavo.kernels.ops import PackLinear
 from octavo.kernels.reference import cache, norm, rope
-from octavo.kernels.reference.linear import pack_linear as reference_pack_linear
 
 from .providers import PROVIDERS, find
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROWS = [1, 2, 33]
-ONEDNN = list(onednn.OPS.values())  # none where the machine has no oneDNN
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -112,22 +108,3 @@ def test_copy_blocks_between_caches() -> None:
     before = target.clone()
     cache.copy_blocks(source, target, torch.tensor([[4, 0], [2, 2]]))
     assert torch.equal(target, torch.stack((source[4], before[1], source[2])))
-
-
-@pytest.mark.parametrize("pack_linear", [reference_pack_linear, *ONEDNN])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(48, 33), (384, 640), (1, 1)])
-def test_pack_linear(
-    pack_linear: PackLinear, shape: tuple[int, int], bias: bool, dtype: torch.dtype
-) -> None:
-    inputs, outputs = shape
-    weight = (normal(outputs, inputs) / inputs**0.5).to(dtype)
-    vector = normal(outputs, dtype=dtype, seed=1) if bias else None
-    multiply = pack_linear(weight.clone(), vector)
-    for rows in (1, 2, 31, 65):
-        x = normal(rows, inputs, dtype=dtype, seed=2)
-        expected = x.double() @ weight.double().T + (0 if vector is None else vector.double())
-        got = multiply(x)
-        assert got.dtype == dtype and got.shape == (rows, outputs)
-        assert_near(got, expected)

@@ -85,7 +85,7 @@ def read_back(folder: Path) -> list[tuple[str, Tensor]]:
     original = Model.finish
 
     def keep(model: Model) -> None:
-        kept.extend((p.name, p.tensor) for p in model.parameters())
+        kept.extend((p.name, p.tensor.clone()) for p in model.parameters())
         original(model)
 
     with pytest.MonkeyPatch.context() as patch:

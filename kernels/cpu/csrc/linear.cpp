@@ -1,0 +1,306 @@
+// x @ weight.T + bias with a packed weight, x having any number of rows.
+//
+// A packed weight is cut into panels of 64 outputs (the last may have 16, 32 or 48), a panel into
+// steps along the inputs. A step has 64 bytes for each unit of 16 outputs: one input of float32, or
+// two of bfloat16. Thus a panel is one stream of memory, and each lane owns one output and runs
+// over its inputs alone, from the first to the last, one after the other: its sum is taken in one
+// order, however many rows there are, and however rows and outputs are cut into tiles or given to
+// threads. Between blocks of inputs, which keep what is read again and again in the second-level
+// cache, sums wait in memory as the floats they are.
+
+#include "packed.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t kBlockSteps = 1024;  // of a panel: 256 KiB
+constexpr int64_t kBlockRows = 192;    // rows of x in a task
+constexpr int64_t kReadAhead = 2048;   // bytes
+
+// How a step is multiplied: `X` is what rows of x are stored as for that, `kRows` and `kUnits` the
+// largest tile whose sums and operands fit the registers.
+
+struct Singles {  // float32
+  using X = float;
+  static constexpr int kInputs = 1;
+#ifdef __AVX512F__
+  static constexpr int kRows = 6, kUnits = 4;
+#else
+  static constexpr int kRows = 5, kUnits = 1;
+#endif
+  using Weights = Lanes;
+  using Row = Lanes;
+  static Weights weights(const char* p) { return load(reinterpret_cast<const float*>(p)); }
+  static Row row(const X* p) { return all(*p); }
+  static Lanes add(Lanes sum, Weights w, Row x) { return fma(w, x, sum); }
+};
+
+#ifdef __AVX512BF16__
+
+struct Pairs {  // bfloat16
+  using X = bf16;
+  static constexpr int kInputs = 2;
+  static constexpr int kRows = 6, kUnits = 4;
+  using Weights = __m512i;
+  using Row = __m512i;
+  static Weights weights(const char* p) { return _mm512_loadu_si512(p); }
+  static Row row(const X* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  static Lanes add(Lanes sum, Weights w, Row x) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)w, (__m512bh)x)};
+  }
+};
+
+#else
+
+struct Pairs {
+  using X = float;
+  static constexpr int kInputs = 2;
+#ifdef __AVX512F__
+  static constexpr int kRows = 4, kUnits = 4;
+#else
+  static constexpr int kRows = 4, kUnits = 1;
+#endif
+  struct Weights {
+    Lanes even, odd;
+  };
+  using Row = Weights;
+  static Weights weights(const char* p) {
+#ifdef __AVX512F__
+    __m512i both = _mm512_loadu_si512(p);
+    __m512i odd = _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000)));
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))}, {_mm512_castsi512_ps(odd)}};
+#else
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+             _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(low, upper)),
+             _mm256_castsi256_ps(_mm256_and_si256(high, upper))}};
+#endif
+  }
+  static Row row(const X* p) { return {all(p[0]), all(p[1])}; }
+  static Lanes add(Lanes sum, const Weights& w, const Row& x) {
+    return fma(w.odd, x.odd, fma(w.even, x.even, sum));
+  }
+};
+
+#endif
+
+// A part of a panel, and the rows to multiply it with. `sums` has kPanel floats for each row.
+template <typename X>
+struct Tile {
+  const char* weights;
+  int64_t stride;  // bytes from step to step
+  int64_t steps;
+  const X* x;
+  int64_t row_size;
+  float* sums;
+  int64_t ahead;  // bytes from a step's weights to what comes next in memory
+};
+
+// The first rows to meet a panel read ahead in it. The others find it in the cache: they see to what
+// comes next.
+template <typename Step, int Rows, int Units, bool First>
+void add_tile(Tile<typename Step::X> tile) {
+  Lanes sum[Rows][Units];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int u = 0; u < Units; ++u) sum[r][u] = load(tile.sums + r * kPanel + u * kUnit);
+  }
+  const char* w = tile.weights;
+  const typename Step::X* x = tile.x;
+  for (int64_t s = 0; s < tile.steps; ++s, w += tile.stride, x += Step::kInputs) {
+    typename Step::Weights weights[Units];
+#pragma GCC unroll 8
+    for (int u = 0; u < Units; ++u) {
+      weights[u] = Step::weights(w + u * kUnitBytes);
+      if (First) _mm_prefetch(w + kReadAhead + u * kUnitBytes, _MM_HINT_T0);
+    }
+    if (!First) _mm_prefetch(w + tile.ahead, _MM_HINT_T1);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      auto row = Step::row(x + r * tile.row_size);
+#pragma GCC unroll 8
+      for (int u = 0; u < Units; ++u) sum[r][u] = Step::add(sum[r][u], weights[u], row);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int u = 0; u < Units; ++u) store(tile.sums + r * kPanel + u * kUnit, sum[r][u]);
+  }
+}
+
+template <typename Step, int Units, bool First>
+void add_rows(Tile<typename Step::X> tile, int rows) {
+  switch (rows) {
+    case 1: return add_tile<Step, 1, Units, First>(tile);
+    case 2: return add_tile<Step, 2, Units, First>(tile);
+    case 3: return add_tile<Step, 3, Units, First>(tile);
+    case 4: return add_tile<Step, 4, Units, First>(tile);
+    case 5: return add_tile<Step, 5, Units, First>(tile);
+    case 6: return add_tile<Step, 6, Units, First>(tile);
+  }
+}
+
+template <typename Step, bool First>
+void add_units(Tile<typename Step::X> tile, int rows, int units) {
+  if constexpr (Step::kUnits == 1) return add_rows<Step, 1, First>(tile, rows);
+  switch (units) {
+    case 1: return add_rows<Step, 1, First>(tile, rows);
+    case 2: return add_rows<Step, 2, First>(tile, rows);
+    case 3: return add_rows<Step, 3, First>(tile, rows);
+    case 4: return add_rows<Step, 4, First>(tile, rows);
+  }
+}
+
+// Cuts rows x units into tiles that fit the registers; one row always fits with all units.
+template <typename Step>
+void add_block(Tile<typename Step::X> block, int64_t rows, int units) {
+  if (rows == 1) {
+    switch (units) {
+      case 1: return add_tile<Step, 1, 1, true>(block);
+      case 2: return add_tile<Step, 1, 2, true>(block);
+      case 3: return add_tile<Step, 1, 3, true>(block);
+      case 4: return add_tile<Step, 1, 4, true>(block);
+    }
+  }
+  const int64_t tiles = ceil_div(rows, Step::kRows);
+  for (int u = 0; u < units; u += Step::kUnits) {
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = rows * t / tiles;
+      const int count = static_cast<int>(rows * (t + 1) / tiles - first);
+      Tile<typename Step::X> tile = block;
+      tile.weights += u * kUnitBytes;
+      tile.x += first * block.row_size;
+      tile.sums += first * kPanel + u * kUnit;
+      if (t == 0) {
+        add_units<Step, true>(tile, count, units);
+      } else {
+        // Each tile of rows sees to another unit; fewer than four cannot see to all, and measured
+        // slower than none.
+        const int64_t unit = (t - 1) % kPanelUnits * kUnitBytes;
+        tile.ahead = tiles >= kPanelUnits ? block.steps * block.stride + unit : 0;
+        add_units<Step, false>(tile, count, units);
+      }
+    }
+  }
+}
+
+// Rows of x as `Step` wants them: of a whole number of steps, zeros after the last input.
+template <typename Step, typename T>
+class Prepared {
+ public:
+  Prepared(const T* x, int64_t rows, int64_t inputs)
+      : size_(ceil_div(inputs, Step::kInputs) * Step::kInputs) {
+    using X = typename Step::X;
+    if constexpr (std::is_same_v<X, T>) {
+      if (size_ == inputs) {
+        x_ = x;
+        return;
+      }
+    }
+    copy_ = Buffer<X>(rows * size_);
+    X* to = copy_.data();
+    parallel(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
+      int64_t last = least(rows, (task + 1) * kRowsPerTask);
+      for (int64_t row = task * kRowsPerTask; row < last; ++row) {
+        convert(x + row * inputs, inputs, to + row * size_);
+        for (int64_t i = inputs; i < size_; ++i) to[row * size_ + i] = X{};
+      }
+    });
+    x_ = to;
+  }
+  const typename Step::X* row(int64_t index) const { return x_ + index * size_; }
+  int64_t row_size() const { return size_; }
+
+ private:
+  static constexpr int64_t kRowsPerTask = 16;
+  int64_t size_;
+  const typename Step::X* x_;
+  Buffer<typename Step::X> copy_;
+};
+
+// What is done with the sums of `count` outputs from `first` on: `out` is a row's first element.
+template <typename T, typename Out>
+void finish(const float* sums, const T* bias, Out* out, int64_t first, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Lanes sum = load(sums + i);
+    int lanes = static_cast<int>(least(kLanes, count - i));
+    if (bias != nullptr) sum += load(bias + first + i, lanes);
+    if (lanes == kLanes) {
+      store(out + first + i, sum);
+    } else {
+      store(out + first + i, sum, lanes);
+    }
+  }
+}
+
+template <typename Step, typename T, typename Out>
+void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
+            int64_t outputs) {
+  const Prepared<Step, T> prepared(x, rows, inputs);
+  const int64_t steps = ceil_div(inputs, Step::kInputs);
+  const int64_t units = ceil_div(outputs, kUnit);
+  const int64_t blocks = ceil_div(rows, kBlockRows);
+  // Whole panels where there are enough of them for all threads.
+  int64_t wide = kPanelUnits;
+  while (wide > 1 && blocks * ceil_div(units, wide) < 4 * threads()) wide /= 2;
+  const int64_t parts = ceil_div(units, wide);
+  parallel(blocks * parts, [&](int64_t task) {
+    const int64_t first_row = task / parts * kBlockRows;
+    const int64_t count = least(kBlockRows, rows - first_row);
+    const int64_t first_unit = task % parts * wide;
+    const int64_t panel = first_unit / kPanelUnits;
+    const int width = static_cast<int>(least(wide, units - first_unit));
+    const int64_t stride = kUnitBytes * least(kPanelUnits, units - panel * kPanelUnits);
+    const char* weights = packed + panel * kPanelUnits * kUnitBytes * steps +
+                          first_unit % kPanelUnits * kUnitBytes;
+    alignas(64) float sums[kBlockRows * kPanel];
+    for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
+    // The few rows of one tile read a panel once: blocks of inputs would win nothing.
+    const int64_t most = count <= Step::kRows ? steps : kBlockSteps;
+    for (int64_t step = 0; step < steps; step += most) {
+      add_block<Step>({weights + step * stride, stride, least(most, steps - step),
+                       prepared.row(first_row) + step * Step::kInputs, prepared.row_size(), sums, 0},
+                      count, width);
+    }
+    const int64_t first = first_unit * kUnit;
+    for (int64_t row = 0; row < count; ++row) {
+      finish(sums + row * kPanel, bias, out + (first_row + row) * outputs, first,
+             least(width * kUnit, outputs - first));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace octavo
+
+extern "C" {
+
+using octavo::bf16;
+
+void octavo_linear_f32(const float* x, const char* packed, const float* bias, float* out,
+                       int64_t rows, int64_t inputs, int64_t outputs) {
+  octavo::linear<octavo::Singles>(x, packed, bias, out, rows, inputs, outputs);
+}
+
+void octavo_linear_bf16(const bf16* x, const char* packed, const bf16* bias, bf16* out,
+                        int64_t rows, int64_t inputs, int64_t outputs) {
+  octavo::linear<octavo::Pairs>(x, packed, bias, out, rows, inputs, outputs);
+}
+
+// Sums of bfloat16 as they are, not rounded to it.
+void octavo_linear_wide_bf16(const bf16* x, const char* packed, const bf16* bias, float* out,
+                             int64_t rows, int64_t inputs, int64_t outputs) {
+  octavo::linear<octavo::Pairs>(x, packed, bias, out, rows, inputs, outputs);
+}
+}

@@ -1,0 +1,53 @@
+// Where the elements of a packed weight are; see linear.cpp.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "simd.h"
+
+namespace octavo {
+
+constexpr int kUnit = kLanes;                  // outputs of a unit
+constexpr int kPanelUnits = 4;                 // units of a panel
+constexpr int kPanel = kPanelUnits * kUnit;    // outputs of a panel
+constexpr int64_t kUnitBytes = 64;             // of a unit in one step
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Uninitialised memory, aligned to cache lines.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(64, ceil_div(count * sizeof(T) + 1, 64) * 64))) {
+    if (data_ == nullptr) std::abort();
+  }
+  Buffer& operator=(Buffer&& other) {
+    std::free(data_);
+    data_ = other.data_;
+    other.data_ = nullptr;
+    return *this;
+  }
+  ~Buffer() { std::free(data_); }
+  T* data() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+inline void convert(const float* from, int64_t count, float* to) {
+  std::memcpy(to, from, count * sizeof(float));
+}
+inline void convert(const bf16* from, int64_t count, bf16* to) {
+  std::memcpy(to, from, count * sizeof(bf16));
+}
+inline void convert(const bf16* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = widen(from[i]);
+}
+
+}  // namespace octavo

@@ -1,0 +1,132 @@
+"""Linear layers: every implementation against float64, and each output the same bits in any
+company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .providers import PROVIDERS, find
+
+DTYPES = [torch.float32, torch.bfloat16]
+CPP = [name for name in PROVIDERS if name != "reference"]
+# Inputs and outputs: whole panels, parts of one, odd numbers, more steps than one block has.
+SHAPES = [(384, 640), (48, 33), (1, 1), (3, 16), (33, 100), (768, 176), (4099, 70)]
+ROWS = [0, 1, 2, 7, 31, 65, 200]
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def weight_of(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    inputs, outputs = shape
+    return (normal(outputs, inputs) / inputs**0.5).to(dtype)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Any:
+    set_all(request.param)
+    yield request.param
+    set_all(1)
+
+
+def set_all(threads: int) -> None:
+    for provider in CPP:
+        find(provider, "set_threads")(threads)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_a_product(
+    provider: str, shape: tuple[int, int], bias: bool, dtype: torch.dtype, threads: int
+) -> None:
+    inputs, outputs = shape
+    weight = weight_of(shape, dtype)
+    vector = normal(outputs, dtype=dtype, seed=1) if bias else None
+    packed = find(provider, "pack_linear")(weight.clone(), vector)
+    for rows in ROWS:
+        x = normal(rows, inputs, dtype=dtype, seed=2)
+        before = x.clone()
+        expected = x.double() @ weight.double().T + (0 if vector is None else vector.double())
+        got, wide = packed(x), packed.wide(x)
+        assert torch.equal(x, before)
+        assert (got.dtype, wide.dtype) == (dtype, torch.float32)
+        rounding = 2e-5 if dtype == torch.float32 else 2.0**-7
+        torch.testing.assert_close(got.double(), expected, atol=rounding, rtol=rounding)
+        if provider != "reference":
+            torch.testing.assert_close(wide.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_come_out_as_they_went_in(
+    provider: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight = weight_of(shape, dtype)
+    packed = find(provider, "pack_linear")(weight.clone(), None)
+    last = len(weight) - 1
+    for ids in ([], [0], [last, 0, last // 2, last] * 5):
+        assert torch.equal(packed.rows(torch.tensor(ids, dtype=torch.int64)), weight[ids])
+
+
+@pytest.mark.parametrize("provider", CPP)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(768, 176), (4099, 70)])
+def test_a_row_is_the_same_bits_alone_and_in_any_company(
+    provider: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Whatever the tile, the block of inputs, and the thread."""
+    packed = find(provider, "pack_linear")(weight_of(shape, dtype), None)
+    x = normal(250, shape[0], dtype=dtype, seed=2)
+    x[::7] *= 2.0**-130  # what comes out is subnormal, or is zero if anyone flushes it
+    set_all(1)
+    alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
+    wide = torch.cat([packed.wide(row.unsqueeze(0)) for row in x])
+    try:
+        for threads in (1, 2, 5):
+            set_all(threads)
+            for rows in (*range(2, 14), 31, 64, 193, 250):
+                for first in (0, 250 - rows):
+                    some = slice(first, first + rows)
+                    assert torch.equal(packed(x[some]), alone[some])
+                    assert torch.equal(packed.wide(x[some]), wide[some])
+    finally:
+        set_all(1)
+
+
+@pytest.mark.parametrize("provider", CPP)
+def test_numbers_that_are_none_stay_in_their_row_and_column(provider: str) -> None:
+    weight = weight_of((96, 80), torch.bfloat16)
+    weight[3, 5] = torch.inf
+    packed = find(provider, "pack_linear")(weight.clone(), None)
+    x = normal(9, 96, dtype=torch.bfloat16, seed=2).abs()
+    x[2, 7] = torch.nan
+    out = packed(x)
+    assert out[2].isnan().all()
+    others = out[[row for row in range(9) if row != 2]]
+    assert (others[:, 3] == torch.inf).all()
+    assert others[:, [column for column in range(80) if column != 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("provider", CPP)
+def test_a_weight_that_needs_no_padding_is_packed_where_it_lies(provider: str) -> None:
+    weight = weight_of((64, 144), torch.bfloat16)
+    before = weight.clone()
+    find(provider, "pack_linear")(weight, None)
+    assert not torch.equal(weight, before)
+    assert torch.equal(weight.flatten().sort().values, before.flatten().sort().values)
+
+
+@pytest.mark.parametrize("provider", CPP)
+def test_levels_agree_in_float32(provider: str) -> None:
+    x, weight = normal(9, 300), weight_of((300, 90), torch.float32)
+    first, here = (find(name, "pack_linear")(weight.clone(), None) for name in (CPP[0], provider))
+    assert torch.equal(here(x), first(x))
