@@ -54,7 +54,8 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     ops = _ops(config, device)
     # One core is left to the front end and the planner: torch's threads wait for the slowest of
     # them after every operation, so that one which shares its core slows all of them down.
-    ops.set_threads(config.threads or max(1, available_cores() - 1), pin=config.pin_threads)
+    threads = config.threads or max(1, available_cores() - 1)
+    ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
         config.model,
         dtype=dtype,
@@ -77,9 +78,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     compiler = GrammarCompiler.from_folder(
         config.model, vocab_size=numbers.vocab_size, stop_ids=numbers.eos_token_ids
     )
-    grammar = GrammarRule(
-        numbers.vocab_size, compiler, ops.allow_only, threads=torch.get_num_threads()
-    )
+    grammar = GrammarRule(numbers.vocab_size, compiler, ops.allow_only, threads=threads)
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )

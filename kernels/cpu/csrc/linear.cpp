@@ -208,7 +208,7 @@ class Prepared {
         return;
       }
     }
-    copy_ = Buffer<X>(rows * size_);
+    copy_ = Scratch<X>(rows * size_);
     X* to = copy_.data();
     parallel(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
       int64_t last = least(rows, (task + 1) * kRowsPerTask);
@@ -226,7 +226,7 @@ class Prepared {
   static constexpr int64_t kRowsPerTask = 16;
   int64_t size_;
   const typename Step::X* x_;
-  Buffer<typename Step::X> copy_;
+  Scratch<typename Step::X> copy_;
 };
 
 // What is done with the sums of `count` outputs from `first` on: `out` is a row's first element.

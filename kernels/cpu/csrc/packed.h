@@ -18,20 +18,20 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Uninitialised memory, aligned to cache lines.
 template <typename T>
-class Buffer {
+class Scratch {
  public:
-  Buffer() = default;
-  explicit Buffer(int64_t count)
+  Scratch() = default;
+  explicit Scratch(int64_t count)
       : data_(static_cast<T*>(std::aligned_alloc(64, ceil_div(count * sizeof(T) + 1, 64) * 64))) {
     if (data_ == nullptr) std::abort();
   }
-  Buffer& operator=(Buffer&& other) {
+  Scratch& operator=(Scratch&& other) {
     std::free(data_);
     data_ = other.data_;
     other.data_ = nullptr;
     return *this;
   }
-  ~Buffer() { std::free(data_); }
+  ~Scratch() { std::free(data_); }
   T* data() const { return data_; }
 
  private:

@@ -20,7 +20,7 @@ void pack(const T* weight, T* packed, int64_t outputs, int64_t inputs) {
     const int64_t first = panel * kPanel;
     const int64_t width = least(kPanel, padded - first);
     const int64_t rows = least(width, outputs - first);
-    Buffer<T> copy(rows * inputs);
+    Scratch<T> copy(rows * inputs);
     std::memcpy(copy.data(), weight + first * inputs, rows * inputs * sizeof(T));
     T* to = packed + first * steps * kInputs<T>;
     for (int64_t step = 0; step < steps; ++step) {
