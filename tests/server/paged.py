@@ -19,6 +19,7 @@ from octavo.server.models import ModelPool, ServedModel
 from octavo.server.observe.metrics import Metrics
 from octavo.server.settings import Settings
 from octavo.server.text.grammar_check import GrammarCheck
+from octavo.server.text.template_worker import InProcess
 
 from ..fakes.executor import FakeExecutor
 from .serving import model
@@ -74,6 +75,7 @@ class Paged:
             settings,
             metrics=self.metrics,
             grammar_check=grammar_check,
+            renderer=InProcess,
         )
         self.admission = self.app.state.admission
 
