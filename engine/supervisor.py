@@ -91,6 +91,7 @@ class EngineProcess:
                 self._process = subprocess.Popen(
                     [
                         sys.executable,
+                        "-P",  # no module is taken from the folder it is started in
                         "-m",
                         "octavo.engine.assembly",
                         str(inherited.fileno()),

@@ -6,11 +6,19 @@ web framework: both load at the same time.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from octavo.engine.errors import ConfigError, OctavoError
 from octavo.version import __version__
+
+from . import standard_streams
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 USAGE = """\
 usage: octavo COMMAND ...
@@ -44,6 +52,14 @@ _HELP = ("-h", "--help", "help")
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; the result is the exit status."""
+    standard_streams.occupy()
+    try:
+        return _run(words)
+    finally:
+        standard_streams.let_go()
+
+
+def _run(words: Sequence[str] | None) -> int:
     command, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if command in _HELP:
         sys.stdout.write(USAGE)
@@ -58,32 +74,47 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: `octavo config show | head`
-        sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        return _fail(f"What there is to say cannot be written: {error.strerror}.")
 
 
-def serve(words: Sequence[str]) -> None:
+def serve(words: Sequence[str]) -> int:
     """The daemon, until it is told to stop. Raises OctavoError."""
     if any(word in _HELP[:2] for word in words):
         from .settings.listing import help_text
 
         sys.stdout.write(f"{_SERVE_USAGE}{help_text()}\n")
-        return
+        return 0
     import logging
 
-    from octavo.engine.assembly import build_async_engine
-
-    from .listener import listen
-    from .models import find_model
     from .observe.log import configure
     from .settings import load
-    from .terminal import StartupProgress
 
     loaded = load(words)
     settings = loaded.settings
     configure(settings.log_format, settings.log_level)
     for note in loaded.notes:
         logging.getLogger("octavo").warning("%s", note)
+    try:
+        _serve(settings)
+    except OctavoError as error:
+        if settings.log_format != "json":
+            raise
+        logging.getLogger("octavo").error("%s", error)  # the last line is for machines, too
+        return 1
+    return 0
+
+
+def _serve(settings: Settings) -> None:
+    from octavo.engine.assembly import build_async_engine
+
+    from .listener import listen
+    from .models import find_model
+    from .terminal import StartupProgress
+
     with StartupProgress(log_format=settings.log_format) as progress:
         listener = listen(settings.host, settings.port, unread_seconds=settings.slow_reader_timeout)
         progress("starting", 0, 0)
@@ -177,7 +208,10 @@ def _no_command(command: str) -> str:
 
 
 def _fail(sentence: str) -> int:
-    sys.stderr.write(f"octavo: {sentence}\n")
+    from .observe.log import printable  # a sentence may quote a file from the internet
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"octavo: {printable(sentence)}\n")
     return 1
 
 

@@ -117,14 +117,15 @@ async def encode_messages(
     model: ServedModel,
     template: ChatTemplate,
     size: int,
+    options: Mapping[str, Any],
     longest: int | None = None,
-    **options: Any,
 ) -> list[int]:
     """Token ids of a conversation; of a long one without keeping the event loop.
 
     Args:
         raw: the messages as they came, with the fields that only templates know.
         size: bytes of the body.
+        options: for the template. Names in it are a client's: they never meet parameters of ours.
         longest: so many tokens are too many in any case.
 
     Raises:

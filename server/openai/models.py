@@ -106,7 +106,7 @@ class Models:
             model=model,
             template=template_for(model, body.chat_template, trusted=trusted),
             size=size,
-            **template_options(body, tools=body.tools),
+            options=template_options(body, tools=body.tools),
         )
 
 

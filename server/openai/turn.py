@@ -77,7 +77,7 @@ async def prepare_turn(
         template=template,
         size=visit.size,
         longest=context if body.truncate_prompt_tokens is None else None,
-        **options,
+        options=options,
     )
     prompt = _framed(rendered, body, model)
     check_context(prompt, max_tokens, context, "messages")

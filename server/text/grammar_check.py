@@ -56,6 +56,7 @@ class GrammarCheck:
     ) -> None:
         self._command = (
             sys.executable,
+            "-P",  # no module is taken from the folder it is started in
             "-m",
             "octavo.server.text.grammar_helper",
             str(folder),

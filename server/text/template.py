@@ -90,7 +90,7 @@ class ChatTemplate:
 
         Takes and raises what `prepare` and `text_of` do.
         """
-        return self.text_of(*self._run(self.prepare(messages, literal=False, **options)))
+        return self.text_of(*self._run(self.prepare(messages, False, **options)))
 
     def encode(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """The prompt as token ids; control tokens in the caller's strings stay text.
@@ -109,12 +109,13 @@ class ChatTemplate:
     def prepare(
         self,
         messages: Sequence[Message],
+        literal: bool = True,
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
-        literal: bool = True,
         **variables: Any,
     ) -> Rendering:
         """What is to be rendered, for whoever runs templates.

@@ -61,7 +61,8 @@ class TemplateWorker:
     def __init__(self, *, seconds: float = 2.0, memory: int = 1 << 30) -> None:
         self._seconds = seconds
         self._command = (
-            *(sys.executable, "-m", "octavo.server.text.template_helper"),
+            # -P: no module is taken from the folder it is started in
+            *(sys.executable, "-P", "-m", "octavo.server.text.template_helper"),
             *(str(memory), str(seconds), str(os.getpid())),
         )
         self._helper: asyncio.subprocess.Process | None = None

@@ -45,6 +45,7 @@ SERVER_TOP = (
     "chat_client",
     "listener",
     "keys",
+    "standard_streams",
 )
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
 SERVER_TEXT = ("generation", "admission", "threads", "models", "text", "observe", "settings")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +90,52 @@ def test_the_way_to_the_engines_start_imports_nothing_slow(module: str) -> None:
     imports = ", ".join(f"octavo.{room}" for room in rooms.split())
     code = f"import sys, {imports}; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_last_sentence_is_for_whom_the_log_is(log_format: str) -> None:
+    done = octavo("serve", "/no/such/model", "--port", "0", "--log-format", log_format)
+    assert done.returncode == 1
+    if log_format == "text":
+        assert done.stderr.splitlines()[-1].startswith("octavo: There is no folder /no/such/model")
+        return
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert records[-1]["level"] == "error"
+    assert records[-1]["message"].startswith("There is no folder /no/such/model")
+
+
+def test_a_checkpoint_cannot_steer_the_terminal_that_a_complaint_is_printed_on(
+    tmp_path: Path,
+) -> None:
+    forged = "\x1b[2J\u202e\u2028octavo: all is well\r"
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [forged]}))
+    done = octavo("serve", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+    assert "\u202e" not in done.stderr
+    assert "all is well" in done.stderr.splitlines()[-1]
+    assert not done.stderr.splitlines()[-1].startswith("octavo: all is well")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_are_nobodys_trouble(closed: str) -> None:
+    """Nothing that is opened later gets the number of one, and the exit status is the true one."""
+    script = "import socket, sys\nfrom octavo.server.cli import main\n"
+    script += "status = main(['version'])\n"
+    script += "sys.exit(status or socket.socket().fileno() < 3)"
+    shell = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable, script], check=False, timeout=60)
+    assert done.returncode == 0
+
+
+def test_a_full_disk_behind_standard_output_is_an_error_without_a_traceback() -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "octavo.server.cli", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert b"Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
