@@ -254,21 +254,36 @@ class AsyncEngine:
     async def _read(self, incarnation: Incarnation) -> None:
         """Deliver what an incarnation sends until it is gone."""
         async for message in incarnation.messages():
-            match message:
-                case StepReport(deltas, stats):
-                    self._observe(stats)
-                    for slow in self._table.deliver(deltas):
-                        self._give_up(slow, _too_slow(slow))
-                    if self._table.suspicious:
-                        self._submit()  # a suspect may have been cleared
-                case Missing():
-                    lost = self._table.miss(message)
-                    log.warning("the engine has lost %d requests; it is given them again", lost)
-                    self._submit()
+            try:
+                self._take(message)
+            except Exception as error:  # another one may make more sense
+                log.exception("the engine talks nonsense")
+                incarnation.condemn(f"talked nonsense ({error})")
+
+    def _take(self, message: StepReport | Missing) -> None:
+        match message:
+            case StepReport(deltas, stats):
+                self._observe(stats)
+                for slow in self._table.deliver(deltas):
+                    self._give_up(slow, _too_slow(slow))
+                if self._table.suspicious:
+                    self._submit()  # a suspect may have been cleared
+            case Missing():
+                lost = self._table.miss(message)
+                log.warning("the engine has lost %d requests; it is given them again", lost)
+                self._submit()
 
     async def _restart(self, why: str, last: Beat) -> bool:
         """Start another incarnation; False when there is no sense in it."""
         verdict = self._table.engine_died(last)
+        if verdict.convicted is not None:
+            log.error(
+                "request %s is given up: the engine died of it %d times",
+                verdict.convicted,
+                verdict.deaths,
+            )
+        elif self._table.suspicious:
+            log.warning("a request may be what ends the engine: suspects are let in by halves")
         narrowed = verdict.narrowed and verdict.convicted is None
         completed = last.completed > 0
         while (
@@ -282,7 +297,7 @@ class AsyncEngine:
             try:
                 await self._bring_up(self._launch(self.restarts), lambda *_: None)
                 return True
-            except (ConfigError, EngineDead) as error:
+            except (ConfigError, EngineDead, OSError) as error:
                 why = f"could not be restarted: {str(error).rstrip('.')}"
                 log.error("the engine %s", why)
                 completed = narrowed = False

@@ -15,7 +15,7 @@ import pytest
 
 from octavo.engine.assembly import run_engine
 from octavo.engine.async_engine import AsyncEngine
-from octavo.engine.channel import Channel, Ready, Shutdown
+from octavo.engine.channel import Channel, Message, Ready, Shutdown, StepReport
 from octavo.engine.config import EngineConfig
 from octavo.engine.errors import (
     ConfigError,
@@ -31,7 +31,7 @@ from octavo.engine.heartbeat import SIZE, Heartbeat, Pulse
 from octavo.engine.incarnation import Incarnation
 from octavo.engine.params import FinishReason, PoolingKind, PoolingParams, Request, SamplingParams
 from octavo.engine.request_table import MOST_UNREAD
-from octavo.engine.step import Delta
+from octavo.engine.step import Delta, StepStats
 from octavo.engine.supervisor import STOP_GRACE_SECONDS, EngineThread, RestartPolicy
 from octavo.engine.watch import Watch
 
@@ -299,6 +299,26 @@ class TooSmall(FakeExecutor):
         raise DoesNotFit("The weights need 2 GiB and there is 1 GiB.")
 
 
+async def test_a_restart_that_the_machine_refuses_is_tried_again() -> None:
+    fleet, refusals = Fleet(lambda: FakeExecutor(seconds_per_step=0.002)), iter([OSError(11)])
+
+    def launch(epoch: int) -> EngineThread:
+        if epoch and (refusal := next(refusals, None)):
+            raise refusal
+        return fleet(epoch)
+
+    engine = AsyncEngine(launch)
+    await engine.start(lambda *_: None)
+    try:
+        asked = asyncio.create_task(collect(engine, request("a", max_tokens=50)))
+        await until(lambda: engine.stats.step > 3)
+        fleet.executors[-1].dead = True
+        assert len((await asked)[0]) == 50
+        assert engine.restarts == 2
+    finally:
+        await engine.stop()
+
+
 async def test_what_keeps_it_from_starting_is_told_as_it_was_said() -> None:
     engine = AsyncEngine(Fleet(TooSmall))
     with pytest.raises(ConfigError, match="need 2 GiB"):
@@ -327,7 +347,11 @@ async def test_an_observer_that_fails_costs_no_stream(caplog: pytest.LogCaptureF
     assert "metrics are wrong" in caplog.text
 
 
-async def test_an_engine_that_talks_nonsense_is_replaced() -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [Shutdown(), StepReport((Delta(request_id="a", index=7, token_ids=(1,)),), StepStats())],
+)
+async def test_an_engine_that_talks_nonsense_is_replaced(nonsense: Message) -> None:
     """Its stream goes on in the next incarnation, and why is told in the log."""
     launched: list[int] = []
 
@@ -340,7 +364,7 @@ async def test_an_engine_that_talks_nonsense_is_replaced() -> None:
                 return
             channel.send(Ready(FakeExecutor().start(lambda *_: None)))
             channel.receive(wait=True)
-            channel.send(Shutdown())
+            channel.send(nonsense)
             while True:
                 channel.receive(wait=True)
 
