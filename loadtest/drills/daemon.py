@@ -20,7 +20,7 @@ from .wire import get
 START_LIMIT_SECONDS = 180.0
 _COMMAND = (sys.executable, "-m", "octavo.server.cli", "serve")
 _ENGINE = "octavo.engine"  # in the command line of the process that computes
-_AUDIT = "octavo:kv_audit_failures_total"
+_AUDIT = "octavo:kv_block_audit_failures_total"
 _IDLE = ("octavo:num_requests_running", "octavo:num_requests_waiting", "octavo:kv_cache_usage_perc")
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from octavo.loadtest.drills.processes import children, command_of
+
 START_LIMIT_SECONDS = 120.0
 STOP_LIMIT_SECONDS = 30.0
 
@@ -30,6 +32,12 @@ class Daemon:
     url: str
     pid: int
     log: Path
+
+    @property
+    def engine(self) -> int:
+        """The process that computes; helpers of the front end are others of its children."""
+        (engine,) = (pid for pid in children(self.pid) if "engine.assembly" in command_of(pid))
+        return engine
 
     def metric(self, name: str) -> float:
         """The sum over all label sets of one metric, as /metrics has it now."""

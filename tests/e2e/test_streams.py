@@ -17,7 +17,6 @@ from octavo.loadtest.run import measure
 from octavo.loadtest.workload import Workload
 
 from .daemon import Daemon, serving
-from .test_long_prompt import children
 
 STREAMS = 64
 SECONDS = 60.0
@@ -86,8 +85,7 @@ def stream(daemon: Daemon, body: dict[str, object], kill_after: int | None = Non
                 continue
             events += 1
             if events == kill_after:
-                (engine,) = children(daemon.pid)
-                os.kill(engine, signal.SIGKILL)
+                os.kill(daemon.engine, signal.SIGKILL)
             event = json.loads(line[6:])
             assert "error" not in event, event
             for choice in event["choices"]:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from octavo.loadtest.drills.load import MixedLoad
-from octavo.loadtest.drills.processes import alive, children, command_of, tree
+from octavo.loadtest.drills.processes import alive, command_of, tree
 
 from .daemon import Daemon, serving
 from .test_shutdown import has_left
@@ -21,11 +21,6 @@ from .test_shutdown import has_left
 pytestmark = pytest.mark.slow
 
 FLOAT32 = ("--dtype", "float32", "--kv-memory", "256MiB", "--hang-timeout", "3")
-
-
-def engine_of(daemon: Daemon) -> int:
-    (engine,) = (pid for pid in children(daemon.pid) if "engine.assembly" in command_of(pid))
-    return engine
 
 
 def shared_memories(daemon: Daemon) -> int:
@@ -55,7 +50,7 @@ async def test_16_mixed_streams_go_on_when_the_engine_is_frozen(tmp_path: Path) 
         streams = asyncio.create_task(all_once(load))
         while load.in_flight < 8:
             await asyncio.sleep(0.001)  # between two looks at a condition that is awaited
-        os.kill(engine_of(daemon), signal.SIGSTOP)
+        os.kill(daemon.engine, signal.SIGSTOP)
         await streams
         assert_unnoticed(load)
         assert daemon.metric("octavo:engine_restarts_total") >= 1
