@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
+from .answer import Answer, ask
 from .daemon import Daemon, serving
 from .effort import Effort
 from .mix import COMPLETIONS, Output
 from .verdict import Outcome, at_least, none
-from .wire import Answer, ask
 
 CULPRIT = 3907  # an ordinary token that no good prompt has
 _FIRST_TOKEN, _LAST_TOKEN = 300, 3900

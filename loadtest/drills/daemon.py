@@ -14,8 +14,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from .answer import get
 from .processes import alive, children, command_of, held_by, tree
-from .wire import get
 
 START_LIMIT_SECONDS = 180.0
 _COMMAND = (sys.executable, "-m", "octavo.server.cli", "serve")

@@ -8,10 +8,10 @@ import json
 import random
 from collections import Counter
 
+from .answer import ask, connect, head_of
 from .daemon import serving
 from .effort import Effort
 from .verdict import Outcome, at_least, at_most, none
-from .wire import ask, connect, head_of
 
 _WORKERS = 32
 _LONGEST_STAY = 0.5  # seconds

@@ -7,11 +7,11 @@ import contextlib
 import signal
 import time
 
+from .answer import Answer, ask, get
 from .daemon import Daemon, serving
 from .effort import Effort
 from .processes import alive
 from .verdict import Outcome, at_least, at_most, none
-from .wire import Answer, ask, get
 
 _STREAMS = 16
 _TOKENS = 200

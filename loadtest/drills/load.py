@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from .answer import Answer, ask
 from .mix import MIX, Kind, Output
 from .verdict import Check, none
-from .wire import Answer, ask
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .answer import ask, connect, head_of, read_head
 from .daemon import serving
 from .effort import Effort
 from .verdict import Outcome, at_least, none
-from .wire import ask, connect, head_of, read_head
 
 _WORKERS = 16
 _ANSWER_SECONDS = 5.0  # a body that happens to be right may ask for a lot: then it is left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .wire import Answer
+from .answer import Answer
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

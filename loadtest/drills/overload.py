@@ -8,10 +8,10 @@ import random
 import time
 from collections.abc import Sequence
 
+from .answer import Answer, ask, get
 from .daemon import Daemon, serving
 from .effort import Effort
 from .verdict import Outcome, at_least, at_most, none
-from .wire import Answer, ask, get
 
 _PROMPT, _OUTPUT = 64, 128  # tokens
 _TIMES = 10.0

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .answer import ask, connect, head_of, read_head
 from .daemon import Daemon, serving
 from .disconnects import WAYS, leave
 from .effort import Effort
 from .malformed import broken_bodies
 from .mix import MIX
 from .verdict import Outcome, at_least, at_most, none
-from .wire import ask, connect, head_of, read_head
 
 _WORKERS = 10
 _HOSTILE = 2  # of the workers

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from octavo.loadtest.drills.answer import Answer, ask, get
 from octavo.loadtest.drills.disconnects import leave
 from octavo.loadtest.drills.load import MixedLoad
 from octavo.loadtest.drills.malformed import broken_bodies
@@ -32,7 +33,6 @@ from octavo.loadtest.drills.verdict import (
     broken_off,
     none,
 )
-from octavo.loadtest.drills.wire import Answer, ask, get
 
 # Judging
 
@@ -76,14 +76,15 @@ def test_the_record_is_json_and_keeps_the_other_drills(tmp_path: Path) -> None:
     remember(file, "crash", Outcome(checks=(none("a", 0),)), seconds=2.0, effort="quick")
     remember(file, "drain", Outcome(checks=(none("a", 0),)), seconds=3.0, effort="full")
     kept = json.loads(file.read_text(), parse_constant=pytest.fail)
-    assert {name: record["passed"] for name, record in kept["drills"].items()} == {
+    assert {name: record["passed"] for name, record in kept.items()} == {
         "drain": True,
         "crash": True,
     }
-    assert kept["drills"]["crash"]["effort"] == "quick"
-    assert kept["machine"]["cores"] >= 1
+    assert kept["crash"]["effort"] == "quick"
+    assert kept["crash"]["machine"]["cores"] >= 1
+    assert len(kept["crash"]["load_average"]) == 3
     remember(file, "drain", slow, seconds=1.0, effort="full")
-    checks = json.loads(file.read_text(), parse_constant=pytest.fail)["drills"]["drain"]["checks"]
+    checks = json.loads(file.read_text(), parse_constant=pytest.fail)["drain"]["checks"]
     assert checks == {"idle after, s": {"value": "inf", "at most": 2.0, "holds": False}}
 
 
