@@ -4,6 +4,7 @@ what they get without it. The bundled model, the real executor."""
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -277,6 +278,38 @@ def test_an_allocation_that_really_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     answers, _ = served(requests)
     assert_same(answers, expected)
     assert failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_answers_outlive_books_that_are_wrong(overlap: int) -> None:
+    """Every few steps a block that somebody uses is freed behind his back, in a tight cache."""
+    requests = everything()
+    expected, _ = served(requests)
+    engine, _ = build_engine(
+        replace(CONFIG, overlap=overlap, kv_memory=60 * 16 * 6144, max_num_batched_tokens=96),
+        lambda *_: None,
+    )
+    draw = random.Random(3)
+    blocks, roster = engine.scheduler._blocks, engine.scheduler._roster
+    for item in requests:
+        engine.add(item)
+    answers: Answers = {}
+    freed = 0
+    while not engine.idle:
+        held = sorted({block for s in roster.running for block in s.block_table})
+        if held and freed < 40 and draw.random() < 0.6:
+            blocks._pool.release(blocks._pool.blocks[draw.choice(held)], None)
+            freed += 1
+        for delta in engine.step().deltas:
+            answers.setdefault((delta.request_id, delta.index), Answer()).take(delta)
+    engine.scheduler.check()
+    stats = engine.stats()
+    engine.stop()
+    assert_same(answers, expected)
+    assert freed > 10
+    assert 0 < stats.audit_failures <= freed
+    assert stats.blocks_used == 0
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
