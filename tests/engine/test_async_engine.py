@@ -147,16 +147,16 @@ async def test_what_nobody_reads_is_given_up_before_it_fills_the_memory(
 
     async with running(long) as (engine, _):
         unread = engine.generate(request("a", max_tokens=3000, logprobs=20))
-        first = await anext(unread)
+        await anext(unread)
         others = [collect(engine, request(f"b{i}", max_tokens=100)) for i in range(4)]
         assert [len(choices[0]) for choices in await asyncio.gather(*others)] == [100] * 4
         await until(lambda: engine.stats.running == 0 and engine.stats.blocks_used == 0)
-        assert "request a is given up" in caplog.text
-        tokens = len(first.token_ids)
+        (told,) = (r for r in caplog.records if "is given up" in r.message)
+        assert isinstance(told.args, tuple)
+        assert 0 <= int(str(told.args[1])) - MOST_UNREAD <= 21  # it was found out at once
         with pytest.raises(ReaderTooSlow):
-            async for delta in unread:
-                tokens += len(delta.token_ids)
-        assert 0 <= (tokens - 1) * 21 - MOST_UNREAD <= 21 * 8  # steps that were under way
+            async for _ in unread:
+                pass
 
 
 async def test_who_reads_in_time_gets_all_of_it() -> None:
