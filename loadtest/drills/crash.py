@@ -14,7 +14,6 @@ from .load import MixedLoad
 from .verdict import Check, Outcome, at_least, at_most, none
 
 AT_LEAST_IN_FLIGHT = 8
-_LONGEST_WAIT = 1.5  # seconds between enough streams in flight and the blow
 _LIMIT_SECONDS = 180.0
 _RESUMED = "octavo:requests_resumed_total"
 _ARGUMENTS = ("--dtype", "float32", "--kv-memory", "256MiB", "--max-num-seqs", "32")
@@ -59,7 +58,10 @@ def _outcome(
 async def _under_blows(
     daemon: Daemon, count: int, blow: signal.Signals, seed: int
 ) -> tuple[list[float], tuple[Check, ...], MixedLoad]:
-    """Silences after each blow in seconds, what was found, and the load."""
+    """Silences after each blow in seconds, what was found, and the load.
+
+    Between two blows the streams have some time, as long as a start takes at most.
+    """
     draw = random.Random(seed)
     load = MixedLoad(daemon.url)
     await load.learn()
@@ -68,7 +70,7 @@ async def _under_blows(
     async with load.flowing():
         for _ in range(count):
             async with asyncio.timeout(_LIMIT_SECONDS):
-                engine = await _moment(daemon, load, draw.uniform(0.0, _LONGEST_WAIT))
+                engine = await _moment(daemon, load, draw.uniform(0.0, daemon.start_seconds))
                 fewest = min(fewest, load.in_flight)
                 os.kill(engine, blow)
                 silences.append(await _silence(daemon, load, engine))

@@ -13,6 +13,8 @@ from .answer import Answer, ask
 from .mix import MIX, Kind, Output
 from .verdict import Check, none
 
+_LIMIT_SECONDS = 3600.0  # for one answer, however often it is interrupted
+
 
 @dataclass(slots=True)
 class MixedLoad:
@@ -80,7 +82,7 @@ class MixedLoad:
         if not output.same_tokens(expected):
             self.differing.append(f"{kind.name}: {_difference(expected, output)}")
         elif output.logprobs != expected.logprobs:
-            self.differing_logprobs.append(kind.name)
+            self.differing_logprobs.append(f"{kind.name}: {_first_other(expected, output)}")
 
     async def _ask(self, kind: Kind) -> Answer:
         def flows() -> None:
@@ -88,9 +90,20 @@ class MixedLoad:
             self.latest_event = time.perf_counter()
 
         try:
-            return await ask(self.url, kind.path, kind.body, on_event=flows)
+            return await ask(
+                self.url, kind.path, kind.body, on_event=flows, limit_seconds=_LIMIT_SECONDS
+            )
         finally:
             self._flowing.discard(kind.name)
+
+
+def _first_other(expected: Output, output: Output) -> str:
+    """Where log-probabilities of the same tokens differ first."""
+    for one, other in zip(expected.logprobs, output.logprobs, strict=False):
+        for place, (a, b) in enumerate(zip(one, other, strict=False)):
+            if a != b:
+                return f"at token {place} of {len(one)}, {a!r} / {b!r}"
+    return "in their number"
 
 
 def _difference(expected: Output, output: Output) -> str:

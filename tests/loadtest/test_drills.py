@@ -139,7 +139,8 @@ def test_a_load_tells_failures_other_tokens_and_other_logprobs_apart() -> None:
     assert len(load.differing) == 3
     assert "from token 2 of 3" in load.differing[0]
     load.judge(kind, answered("abc", ids=[1, 2, 3], logprob=-1.0000001))
-    assert load.differing_logprobs == [kind.name]
+    (told,) = load.differing_logprobs
+    assert told == f"{kind.name}: at token 0 of 3, -1.0 / -1.0000001"
     cut = answered("abc", ids=[1, 2, 3])
     cut.done = False
     load.judge(kind, cut)
