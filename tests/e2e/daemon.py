@@ -41,7 +41,7 @@ class Daemon:
 
     def metric(self, name: str) -> float:
         """The sum over all label sets of one metric, as /metrics has it now."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in lines

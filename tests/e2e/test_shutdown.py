@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -39,6 +40,32 @@ def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Pa
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert len(rest) == 400  # 399 more tokens
+        has_left(daemon.pid)
+
+
+def test_everything_that_is_in_is_finished_whatever_its_stage(tmp_path: Path) -> None:
+    """Running, waiting, several choices and prompts, and one whose text is still tokenized."""
+    limits = ("--max-num-seqs", "4", "--kv-memory", "64MiB", "--drain-timeout", "200")
+    with serving(tmp_path, *limits) as daemon:
+        url = f"{daemon.url}/v1/completions"
+        many = {**BODY, "max_tokens": 60, "n": 2, "prompt": ["a", "b", "c"]}
+        long = {"prompt": "once upon a time " * 60_000, "truncate_prompt_tokens": 9}
+
+        def stream(number: int) -> list[str]:
+            with httpx.stream("POST", url, json={**many, "seed": number}, timeout=250) as answer:
+                return [line for line in answer.iter_lines() if line.startswith("data: ")]
+
+        with ThreadPoolExecutor() as clients:
+            streams = [clients.submit(stream, number) for number in range(5)]
+            tokenized = clients.submit(httpx.post, url, json=long, timeout=250)
+            while httpx.get(f"{daemon.url}/load").json()["server_load"] < 6:
+                time.sleep(0.01)  # between two looks at a condition that is awaited
+            os.kill(daemon.pid, signal.SIGTERM)
+            for lines in [future.result() for future in streams]:
+                assert lines[-1] == "data: [DONE]"
+                reasons = [line for line in lines if '"finish_reason":"length"' in line]
+                assert len(reasons) == 6
+            assert tokenized.result().json()["usage"]["completion_tokens"] > 0
         has_left(daemon.pid)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from octavo.engine.params import GrammarSpec
 from octavo.server.threads import LARGE_BYTES
 
 from ..fakes.executor import FakeExecutor
+from .leaving import WAYS_TO_LEAVE, Client, asking
 from .paged import Paged, paged, until
 from .serving import listening
 
@@ -44,36 +43,7 @@ class Pondering(Trusting):
         return spec
 
 
-@contextlib.asynccontextmanager
-async def asking(url: str, body: dict[str, Any], path: str = COMPLETIONS) -> AsyncIterator[Client]:
-    """A client on a connection of its own."""
-    reader, writer = await asyncio.open_connection(*httpx.URL(url).netloc.decode().split(":"))
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    writer.write(head.encode() + content)
-    try:
-        yield Client(reader, writer)
-    finally:
-        writer.close()
-
-
-class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self._writer = reader, writer
-
-    def leave(self) -> None:
-        self._writer.close()
-
-    def crash(self) -> None:
-        """Gone without a word: the connection is reset."""
-        self._writer.transport.abort()
-
-    def say_no_more(self) -> None:
-        """A FIN after the request; the answer could still be read."""
-        self._writer.write_eof()
-
-
-LEAVING = pytest.mark.parametrize("leave", [Client.leave, Client.crash, Client.say_no_more])
+LEAVING = pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
 
 
 def slow() -> FakeExecutor:
@@ -204,7 +174,7 @@ async def everybody_leaves_at_random(server: Paged, url: str, seed: int) -> None
             body["prompt"] = draw.choice(["a", ["b", "c"], [[5, 6]] * 9])
         async with asking(url, body, path) as client:
             await asyncio.sleep(draw.random() * 0.2)
-            draw.choice([Client.leave, Client.crash, Client.say_no_more])(client)
+            draw.choice(WAYS_TO_LEAVE)(client)
 
     await asyncio.gather(*(one() for _ in range(100)))
     await server.until_empty()
