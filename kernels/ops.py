@@ -124,6 +124,44 @@ class PlanAttention(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLayer:
+    """What attention of one layer is, the same in every step.
+
+    The norms are RmsNorm's weights, [head_dim], for each head of query and key; none or both.
+    `scale`, `window` and `softcap` as for `AttentionPlan.attend`.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    epsilon: float = 0.0
+
+
+class AttendProjected(Protocol):
+    """All of a layer's attention between its two matrices: the norms of heads, Rotate of queries
+    and keys, and then the plan's `store` and `attend`. The plan is one of the same provider's."""
+
+    def __call__(
+        self,
+        plan: AttentionPlan,
+        cache: Tensor,
+        projected: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        layer: AttentionLayer,
+    ) -> Tensor:
+        """projected [tokens, (heads + 2 * kv_heads) * head_dim], the queries first, then keys and
+        values; it may be overwritten. cosine and sine [tokens, 1, rotary_dim], rotary_dim <=
+        head_dim, also 0 -> [tokens, heads * head_dim].
+        """
+
+
 class CopyBlocks(Protocol):
     """Copy whole blocks, within one cache or between the device's and the host's."""
 
@@ -215,6 +253,7 @@ class Ops:
     silu_mul: SiluMul
     pack_linear: PackLinear
     plan_attention: PlanAttention
+    attend_projected: AttendProjected
     copy_blocks: CopyBlocks
     gumbel_argmax: GumbelArgmax
     largest: Largest

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from octavo.kernels.ops import AttentionPlan
+from octavo.kernels.ops import AttentionLayer, AttentionPlan
 
 from ..batch import Batch
 
@@ -19,18 +19,11 @@ class AttentionBackend(Protocol):
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        projected: Tensor,
         cache: Tensor,
         plan: AttentionPlan,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        cosine: Tensor,
+        sine: Tensor,
+        layer: AttentionLayer,
     ) -> Tensor:
-        """query [tokens, heads, head_dim] -> like query.
-
-        key and value [tokens, kv_heads, head_dim]; `cache` is this layer's,
-        [blocks, 2, block_size, kv_heads, head_dim].
-        """
+        """See `ops.AttendProjected`; `cache` is the layer's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.kernels.ops import AttentionPlan, Ops
+from octavo.kernels.ops import AttentionLayer, AttentionPlan, Ops
 
 from ..batch import Batch
 
@@ -14,6 +14,7 @@ class PagedAttention:
 
     def __init__(self, ops: Ops) -> None:
         self._plan = ops.plan_attention
+        self._attend = ops.attend_projected
 
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
         return self._plan(
@@ -28,15 +29,11 @@ class PagedAttention:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        projected: Tensor,
         cache: Tensor,
         plan: AttentionPlan,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        cosine: Tensor,
+        sine: Tensor,
+        layer: AttentionLayer,
     ) -> Tensor:
-        plan.store(cache, key, value)
-        return plan.attend(cache, query, scale=scale, window=window, softcap=softcap)
+        return self._attend(plan, cache, projected, cosine, sine, layer)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
+
+from octavo.kernels.ops import AttentionLayer
 
 from .blueprint import Blueprint, LayerStep, Parameter
 from .linear import Linear
-from .norm import RmsNorm
 
 
 class Attention:
@@ -28,12 +28,7 @@ class Attention:
         qk_norm: bool = False,
     ) -> None:
         config = blueprint.config
-        self._heads, self._kv_heads = config.heads, config.kv_heads
-        self._head_dim = config.head_dim
-        self._scale = config.head_dim**-0.5
-        self._window = window
-        self._rotate = blueprint.ops.rotate
-        self._backend = blueprint.attention
+        self._attend = blueprint.attention.attend
         query_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self._qkv = Linear(
             blueprint,
@@ -49,42 +44,36 @@ class Attention:
             outputs=(config.hidden_size,),
             bias=config.output_bias,
         )
-        self._qk_norms = (
+        self._norms = (
             tuple(
-                RmsNorm(blueprint, f"{prefix}.{name}", config.head_dim)
+                Parameter(f"{prefix}.{name}.weight", blueprint.empty(config.head_dim))
                 for name in ("q_norm", "k_norm")
             )
             if qk_norm
             else ()
         )
+        query_norm, key_norm = (norm.tensor for norm in self._norms) if qk_norm else (None, None)
+        self._layer = AttentionLayer(
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            scale=config.head_dim**-0.5,
+            window=window,
+            query_norm=query_norm,
+            key_norm=key_norm,
+            epsilon=config.norm_epsilon,
+        )
 
     def __call__(self, x: Tensor, step: LayerStep, cache: Tensor) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden]; `cache` is this layer's."""
-        heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # [tokens, q, k, v heads, dim]
-        query_key, value = heads[:, : -self._kv_heads], heads[:, -self._kv_heads :]
-        if self._qk_norms:
-            query_norm, key_norm = self._qk_norms
-            query, key = query_key[:, : self._heads], query_key[:, self._heads :]
-            query_key = torch.cat((query_norm(query), key_norm(key)), dim=1)
-        query_key = self._rotate(query_key, step.cosine, step.sine)
-        query, key = query_key[:, : self._heads], query_key[:, self._heads :]
-        mixed = self._backend.attend(
-            query,
-            key,
-            value,
-            cache,
-            step.plan,
-            scale=self._scale,
-            window=self._window,
-            softcap=None,
-        )
-        return self._output(mixed.flatten(1))
+        projected = self._qkv(x)
+        mixed = self._attend(projected, cache, step.plan, step.cosine, step.sine, self._layer)
+        return self._output(mixed)
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self._qkv.parameters()
         yield from self._output.parameters()
-        for norm in self._qk_norms:
-            yield from norm.parameters()
+        yield from self._norms
 
     def finish(self) -> None:
         self._qkv.finish()

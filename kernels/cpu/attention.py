@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import AttentionPlan, PlanAttention
+from ..ops import AttendProjected, AttentionLayer, AttentionPlan, PlanAttention
 from .library import COUNT, FLOAT, POINTER, Function, Library, dense
 
 _STORE = (POINTER, POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT, COUNT, COUNT)
 _ATTEND = (
     *(POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, COUNT),
     *(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, FLOAT, FLOAT),
+)
+_ATTEND_PROJECTED = (
+    *(POINTER, POINTER, POINTER, POINTER, POINTER, COUNT, POINTER, POINTER, FLOAT),
+    *(POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT),
+    *(COUNT, COUNT, COUNT, COUNT, COUNT, FLOAT, FLOAT),
 )
 
 
@@ -42,6 +47,45 @@ def plan_attention(library: Library) -> PlanAttention:
     return plan
 
 
+def attend_projected(library: Library) -> AttendProjected:
+    functions = library.functions("attend_projected", *_ATTEND_PROJECTED)
+
+    def run(
+        plan: AttentionPlan,
+        cache: Tensor,
+        projected: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        layer: AttentionLayer,
+    ) -> Tensor:
+        assert isinstance(plan, _Plan), "a plan belongs to who made it"
+        out = projected.new_empty(projected.shape[0], layer.heads * layer.head_dim)
+        functions[cache.dtype](
+            out.data_ptr(),
+            projected.data_ptr(),
+            cache.data_ptr(),
+            cosine.data_ptr(),
+            sine.data_ptr(),
+            cosine.shape[-1],
+            None if layer.query_norm is None else layer.query_norm.data_ptr(),
+            None if layer.key_norm is None else layer.key_norm.data_ptr(),
+            layer.epsilon,
+            *plan.tokens,
+            *plan.lengths,
+            *plan.tables,
+            layer.heads,
+            layer.kv_heads,
+            layer.head_dim,
+            plan.block_size,
+            layer.window or 0,
+            layer.scale,
+            layer.softcap or 0.0,
+        )
+        return out
+
+    return run
+
+
 class _Plan:
     """See `ops.AttentionPlan`."""
 
@@ -59,11 +103,10 @@ class _Plan:
         self._store = store
         self._attend = attend
         self._kept = (offsets, contexts, tables, slots)  # whose memory the addresses are of
-        self._slots = slots.data_ptr()
-        self._tokens = slots.shape[0]
-        self._lengths = (offsets.data_ptr(), contexts.data_ptr())
-        self._tables = (tables.data_ptr(), tables.stride(0), len(contexts))
-        self._block_size = block_size
+        self.tokens = (slots.data_ptr(), slots.shape[0])
+        self.lengths = (offsets.data_ptr(), contexts.data_ptr())
+        self.tables = (tables.data_ptr(), tables.stride(0), contexts.shape[0])
+        self.block_size = block_size
 
     def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
         key, value = _tokens_apart(key), _tokens_apart(value)
@@ -73,11 +116,10 @@ class _Plan:
             key.stride(0),
             value.data_ptr(),
             value.stride(0),
-            self._slots,
-            self._tokens,
+            *self.tokens,
             cache.shape[3],
             cache.shape[4],
-            self._block_size,
+            self.block_size,
         )
 
     def attend(
@@ -96,12 +138,12 @@ class _Plan:
             query.data_ptr(),
             query.stride(0),
             cache.data_ptr(),
-            *self._lengths,
-            *self._tables,
+            *self.lengths,
+            *self.tables,
             query.shape[1],
             cache.shape[3],
             query.shape[2],
-            self._block_size,
+            self.block_size,
             window or 0,
             scale,
             softcap or 0.0,

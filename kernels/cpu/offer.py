@@ -7,15 +7,19 @@ from types import MappingProxyType
 from typing import Any
 
 from .activation import silu_mul
-from .attention import plan_attention
+from .attention import attend_projected, plan_attention
 from .library import Library, levels, load
 from .linear import pack_linear
+from .norm import add_rms_norm, rms_norm
 from .threads import set_threads
 
 # Each makes an op of a library.
 _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyType(
     {
+        "add_rms_norm": add_rms_norm,
+        "attend_projected": attend_projected,
         "plan_attention": plan_attention,
+        "rms_norm": rms_norm,
         "set_threads": set_threads,
         "pack_linear": pack_linear,
         "silu_mul": silu_mul,

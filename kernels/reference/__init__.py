@@ -13,6 +13,7 @@ from .bitmask import allow_only
 from .cache import copy_blocks
 from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
+from .projected import attend_projected
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
 from .threads import set_threads
@@ -26,6 +27,7 @@ REFERENCE = Ops(
     silu_mul=silu_mul,
     pack_linear=pack_linear,
     plan_attention=plan_attention,
+    attend_projected=attend_projected,
     copy_blocks=copy_blocks,
     gumbel_argmax=gumbel_argmax,
     largest=largest,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels.reference import cache, norm, rope
+from octavo.kernels.ops import AddRmsNorm, RmsNorm
+from octavo.kernels.reference import cache, rope
 
 from .providers import PROVIDERS, find
 
@@ -31,29 +32,35 @@ def rms(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt() * weight.double()
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 8), (33, 384), (5, 6, 64)])
-def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(1, 8), (33, 384), (5, 6, 64), (700, 50), (0, 16)])
+def test_rms_norm(provider: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    rms_norm: RmsNorm = find(provider, "rms_norm")
     x, weight = normal(*shape, dtype=dtype), normal(shape[-1], dtype=dtype, seed=1)
     before = x.clone()
-    assert_near(norm.rms_norm(x, weight, 1e-5), rms(before, weight, 1e-5))
+    assert_near(rms_norm(x, weight, 1e-5), rms(before, weight, 1e-5))
     assert torch.equal(x, before)
 
 
-def test_rms_norm_of_small_and_large_numbers() -> None:
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_rms_norm_of_small_and_large_numbers(provider: str) -> None:
+    rms_norm: RmsNorm = find(provider, "rms_norm")
     weight = torch.ones(64)
     for scale in (0.0, 1e-8, 1e8):
         x = normal(3, 64) * scale
-        assert_near(norm.rms_norm(x, weight, 1e-6), rms(x, weight, 1e-6))
+        assert_near(rms_norm(x, weight, 1e-6), rms(x, weight, 1e-6))
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", ROWS)
-def test_add_rms_norm_adds_in_place(rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [*ROWS, 900])
+def test_add_rms_norm_adds_in_place(provider: str, rows: int, dtype: torch.dtype) -> None:
+    add_rms_norm: AddRmsNorm = find(provider, "add_rms_norm")
     x, residual = normal(rows, 48, dtype=dtype), normal(rows, 48, dtype=dtype, seed=1)
     weight = normal(48, dtype=dtype, seed=2)
     x_before, total = x.clone(), x + residual
-    assert_near(norm.add_rms_norm(x, residual, weight, 1e-5), rms(total, weight, 1e-5))
+    assert_near(add_rms_norm(x, residual, weight, 1e-5), rms(total, weight, 1e-5))
     assert torch.equal(residual, total)
     assert torch.equal(x, x_before)
 

@@ -3,9 +3,12 @@
 #include "attention_plan.h"
 #include "buffer.h"
 #include "pool.h"
+#include "rotary.h"
 
 namespace octavo {
 namespace {
+
+constexpr int64_t kNumbersPerTask = 1 << 15;
 
 template <typename T>
 struct Call {
@@ -240,6 +243,50 @@ void attend(const Call<T>& call) {
   });
 }
 
+// What changes queries, keys and values on their way from the product to attention.
+template <typename T>
+struct Projected {
+  T* rows;  // [tokens, (heads + 2 * kv_heads) * head_dim], queries, then keys, then values
+  const T* cosine;
+  const T* sine;  // both [tokens, rotary]
+  int64_t rotary;
+  const T* query_norm;
+  const T* key_norm;
+  float epsilon;
+  const int64_t* slots;
+  int64_t tokens;
+};
+
+// Queries are changed where they are; keys and values go into the cache.
+template <typename T>
+void rotate_and_store(const Projected<T>& projected, const Shape& shape, const CacheShape<T>& cache) {
+  const int64_t size = shape.head_dim, kv_size = shape.kv_heads * size;
+  const int64_t stride = shape.heads * size + 2 * kv_size;
+  auto same = [](Lanes x) { return x; };
+  const int64_t step = kNumbersPerTask / stride + 1;
+  parallel((projected.tokens + step - 1) / step, [&](int64_t task) {
+    for (int64_t t = task * step; t < std::min(projected.tokens, (task + 1) * step); ++t) {
+      HeadChange<T> change{projected.cosine + t * projected.rotary,
+                           projected.sine + t * projected.rotary,
+                           static_cast<int>(projected.rotary),
+                           projected.query_norm,
+                           projected.epsilon,
+                           static_cast<int>(size)};
+      T* query = projected.rows + t * stride;
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        change_head(change, query + h * size, query + h * size, same);
+      }
+      change.norm = projected.key_norm;
+      const T* key = query + shape.heads * size;
+      T* cell = cache.keys(projected.slots[t]);
+      for (int64_t h = 0; h < shape.kv_heads; ++h) {
+        change_head(change, key + h * size, cell + h * size, finite_or_zero);
+      }
+      store_finite(cell + cache.to_values(), key + kv_size, kv_size);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace octavo
 
@@ -258,5 +305,25 @@ void attend(const Call<T>& call) {
         table_stride});                                                                         \
   }
 
+// Tensors as in `ops.AttendProjected`; null for no norm.
+#define OCTAVO_ATTEND_PROJECTED(SUFFIX, T)                                                      \
+  extern "C" void octavo_attend_projected_##SUFFIX(                                             \
+      T* out, T* projected, T* cache, const T* cosine, const T* sine, int64_t rotary,           \
+      const T* query_norm, const T* key_norm, float epsilon, const int64_t* slots,              \
+      int64_t tokens, const int32_t* offsets, const int32_t* contexts, const int32_t* tables,   \
+      int64_t table_stride, int64_t sequences, int64_t heads, int64_t kv_heads,                 \
+      int64_t head_dim, int64_t block_size, int64_t window, float scale, float softcap) {       \
+    const octavo::Shape shape{offsets,  contexts, sequences,  heads,                            \
+                              kv_heads, head_dim, block_size, static_cast<int>(window)};        \
+    octavo::rotate_and_store<T>(                                                                \
+        {projected, cosine, sine, rotary, query_norm, key_norm, epsilon, slots, tokens}, shape, \
+        {cache, block_size, kv_heads, head_dim});                                               \
+    octavo::attend(octavo::Call<T>{shape, octavo::Scoring::of(scale, softcap), projected,       \
+                                   (heads + 2 * kv_heads) * head_dim, out, cache, tables,       \
+                                   table_stride});                                              \
+  }
+
 OCTAVO_ATTEND(f32, float)
 OCTAVO_ATTEND(bf16, octavo::bf16)
+OCTAVO_ATTEND_PROJECTED(f32, float)
+OCTAVO_ATTEND_PROJECTED(bf16, octavo::bf16)

@@ -1,0 +1,44 @@
+"""Root-mean-square norms."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..ops import AddRmsNorm, RmsNorm
+from .library import COUNT, FLOAT, POINTER, Library, dense
+
+
+def rms_norm(library: Library) -> RmsNorm:
+    functions = library.functions("rms_norm", POINTER, POINTER, POINTER, COUNT, COUNT, FLOAT)
+
+    def run(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x = dense(x)
+        out = x.new_empty(x.shape)
+        size = x.shape[-1]
+        functions[x.dtype](
+            x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // size, size, epsilon
+        )
+        return out
+
+    return run
+
+
+def add_rms_norm(library: Library) -> AddRmsNorm:
+    functions = library.functions(
+        "add_rms_norm", POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, FLOAT
+    )
+
+    def run(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x = dense(x)
+        out = x.new_empty(x.shape)
+        functions[x.dtype](
+            x.data_ptr(),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            *x.shape,
+            epsilon,
+        )
+        return out
+
+    return run
