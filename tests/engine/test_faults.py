@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.engine.assembly import launch_process
+from octavo.engine.assembly import build_engine, launch_process
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.channel import Channel, Progress, StepReport, Submit
 from octavo.engine.config import EngineConfig
@@ -22,6 +22,7 @@ from octavo.engine.faults.line import LossyLine
 from octavo.engine.params import Request, SamplingParams
 from octavo.engine.step import Delta, History, Slice, SliceResult, StepPlan, StepStats
 
+from ..fakes.executor import FakeExecutor
 from .tiny import tiny_config
 
 
@@ -218,3 +219,21 @@ async def test_an_engine_that_leaves_in_a_step_is_restarted(
     assert left == (expected, 1)
     assert "FAULTS ON PURPOSE" in caplog.text
     assert "exited with code 70" in caplog.text
+
+
+def test_of_a_step_that_failed_as_a_whole_the_client_reads_a_sentence() -> None:
+    executor = FakeExecutor()
+    config = EngineConfig(model="fake", overlap=0)
+    engine, _ = build_engine(config, lambda *_: None, executor)
+    engine.add(request("one", 5, 6, 7))
+    engine.add(request("two", 5, 6, 8))
+    executor.failing_steps = 1
+    failed = engine.step().deltas
+    assert {delta.request_id for delta in failed} == {"one", "two"}
+    assert {delta.error for delta in failed} == {
+        "The engine failed with RuntimeError in the step that computed this request; the "
+        "server's log says more."
+    }
+    engine.add(request("three", 5, 6, 7, max_tokens=1))
+    assert [delta.error for delta in engine.step().deltas] == [None]
+    engine.scheduler.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -135,6 +136,20 @@ class TestSchedule:
         loop = Loop(FakeExecutor(price=cost), itl_target=1e-6)
         loop.run(request("a", range(500), sampling=SamplingParams(max_tokens=1)))
         assert [plan.token_count for plan in loop.executor.plans] == [500]
+
+    def test_a_step_that_was_computed_several_times_teaches_nothing(self) -> None:
+        loop = Loop(FakeExecutor(price=cost))
+        loop.add(request("a", range(20), sampling=SamplingParams(max_tokens=40, ignore_eos=True)))
+        for _ in range(20):
+            loop.step()
+        plan = loop.plan()
+        assert plan is not None
+        loop.in_flight.clear()
+        output = loop.executor.collect()
+        before = loop.scheduler.step_time.predict(plan)
+        slow = replace(output, seconds=3 * before, attempts=9)
+        loop.scheduler.commit(plan, slow, loop.now)
+        assert loop.scheduler.step_time.predict(plan) == before
 
     def test_the_tokens_are_the_same(self) -> None:
         def answers(target: float) -> dict[tuple[str, int], list[int]]:
