@@ -20,6 +20,7 @@ current_request_id: ContextVar[str | None] = ContextVar("octavo_request_id", def
 """The request in whose name the running task works; set by the middleware."""
 
 _requests = logging.getLogger("octavo.requests")
+_SHOWN_CHARACTERS = 500  # of either end of a message
 _FIELDS = "octavo_fields"  # attribute of a log record: structured fields
 
 # Everything that could end a line or steer a terminal: C0, DEL, C1, line and paragraph
@@ -51,11 +52,18 @@ def log_finished(record: FinishedRequest) -> None:
         "finish": record.reasons,
     }
     if record.error is not None:
-        fields["error"] = record.error
+        fields["error"] = shortened(record.error)
     level = logging.WARNING if record.status >= 500 else logging.INFO
     # The id is the record's own: the line may be written after the request's task has ended.
     extra = {_FIELDS: fields, "octavo_request_id": record.id}
     _requests.log(level, "request finished", extra=extra)
+
+
+def shortened(text: str) -> str:
+    """`text` without its middle, where a client got something long into it."""
+    if len(text) <= 2 * _SHOWN_CHARACTERS:
+        return text
+    return f"{text[:_SHOWN_CHARACTERS]} ... {text[-_SHOWN_CHARACTERS:]}"
 
 
 def printable(text: str) -> str:

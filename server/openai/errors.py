@@ -51,6 +51,8 @@ from octavo.engine.errors import (
     RequestGivenUp,
 )
 
+from ..observe.log import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -161,17 +163,18 @@ def row_of(error: BaseException) -> Row:
 
 def shown_message(error: BaseException) -> str:
     """What a client may read. What is not an error of ours shows nothing of itself."""
-    message = str(error) if isinstance(error, OctavoError) else ""
+    message = shortened(str(error)) if isinstance(error, OctavoError) else ""
     return message or "The server made a mistake; its log says more."
 
 
 def error_body(error: BaseException) -> bytes:
     """The JSON error object."""
     row = row_of(error)
+    param: str | None = getattr(error, "param", None)
     content = {
         "message": shown_message(error),
         "type": row.type,
-        "param": getattr(error, "param", None),
+        "param": None if param is None else shortened(param),
         "code": row.code,
     }
     return msgspec.json.encode({"error": content})
