@@ -8,7 +8,6 @@ All are frozen and already valid once built: the parameters refuse bad values wi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -201,8 +200,12 @@ class SamplingParams:
             True,
             "off where the answer's form is constrained",
         )
+        # A power of the length with a larger exponent is no float any more.
         _require(
-            math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite"
+            -16 <= self.length_penalty <= 16,
+            "length_penalty",
+            self.length_penalty,
+            "between -16 and 16",
         )
 
     @property

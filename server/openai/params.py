@@ -17,6 +17,11 @@ from .errors import UnknownModel
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 
 MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_IDS = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARACTERS = 256
+MAX_BIASES = 4096
 MAX_CHOICES = 16_384  # of one request: what is remembered of it grows with their number
 _BIAS_LIMIT = 100.0
 _UNOFFERED = ("functions", "function_call", "audio")
@@ -65,8 +70,11 @@ def sampling_params(
     refuse_unoffered(request)
     _check_stream(request)
     vocabulary = model.config.vocab_size
-    for name in ("stop_token_ids", "allowed_token_ids"):
-        check_ids(getattr(request, name) or (), vocabulary, name)
+    for name, most in (("stop_token_ids", MAX_STOP_IDS), ("allowed_token_ids", vocabulary)):
+        ids = getattr(request, name) or ()
+        check_ids(ids, vocabulary, name)
+        if len(ids) > most:
+            raise InvalidParameter(f"{name}: at most {most} ids.", param=name)
     candidates = _candidates(request)
     given = {
         name: getattr(request, name) for name in _SAME_NAME if getattr(request, name) is not None
@@ -216,11 +224,17 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
         raise InvalidParameter("stop: an empty string stops nothing.", param="stop")
     if len(stops) > MAX_STOPS:
         raise InvalidParameter(f"stop: at most {MAX_STOPS} strings.", param="stop")
+    if any(len(text) > MAX_STOP_CHARACTERS for text in stops):
+        raise InvalidParameter(
+            f"stop: a string may have at most {MAX_STOP_CHARACTERS} characters.", param="stop"
+        )
     return stops
 
 
 def _logit_bias(bias: Mapping[str, float] | None, vocabulary: int) -> dict[int, float]:
     parsed = {}
+    if len(bias or ()) > MAX_BIASES:
+        raise InvalidParameter(f"logit_bias: at most {MAX_BIASES} entries.", param="logit_bias")
     for key, value in (bias or {}).items():
         if not (key.isascii() and key.isdecimal() and len(key) < 12):
             raise InvalidParameter(
@@ -238,7 +252,13 @@ def _logit_bias(bias: Mapping[str, float] | None, vocabulary: int) -> dict[int, 
 def bad_words_ids(words: Sequence[str] | None, model: ServedModel) -> tuple[tuple[int, ...], ...]:
     """Each word's tokens, at a text's beginning and after a space."""
     found: dict[tuple[int, ...], None] = {}
-    for word in words or ():
+    words = words or ()
+    if len(words) > MAX_BAD_WORDS or any(len(word) > MAX_BAD_WORD_CHARACTERS for word in words):
+        raise InvalidParameter(
+            f"bad_words: at most {MAX_BAD_WORDS}, of at most {MAX_BAD_WORD_CHARACTERS} characters.",
+            param="bad_words",
+        )
+    for word in words:
         if not word.strip():
             raise InvalidParameter("bad_words: an empty word cannot be avoided.", param="bad_words")
         for text in (word.lstrip(), " " + word.lstrip()):
