@@ -37,10 +37,21 @@ class Client:
         return transcript
 
     async def send_bytes(self, request: bytes, transcript: Transcript) -> None:
-        """Send what `request` made; its answer grows in `transcript` as it arrives."""
+        """Send what `request` made; its answer grows in `transcript` as it arrives.
+
+        A kept connection that the server has closed meanwhile, without a byte of an answer, is no
+        failure: the request is sent once more over a new one, and the time it took counts.
+        """
+        began, kept = time.perf_counter(), self._wire is not None and self._wire.usable
         try:
-            wire = await self._connection()
-            await wire.exchange(request, transcript)
+            try:
+                await (await self._connection()).exchange(request, transcript)
+            except OSError:
+                if not kept or transcript.begun:
+                    raise
+                self.close()
+                await (await self._connection()).exchange(request, transcript)
+                transcript.sent = began
         except OSError as error:
             transcript.error = f"{type(error).__name__}: {error}"
             transcript.ended = time.perf_counter()

@@ -91,14 +91,18 @@ def _data_lines(event: bytes) -> list[bytes]:
 
 
 def _read_stream(transcript: Transcript, exchange: Exchange) -> None:
+    """A stream is whole when it says [DONE], or, as transformers ends it, why it finished."""
     finished = False
     for arrived, event in events(transcript.pieces):
         if event == b"[DONE]":
             finished = True
-        else:
-            _read_answer(json.loads(event), arrived, exchange)
+            continue
+        answer = json.loads(event)
+        _read_answer(answer, arrived, exchange)
+        choices = answer.get("choices")
+        finished |= bool(choices) and choices[0].get("finish_reason") is not None
     if not finished and exchange.error is None:
-        exchange.error = "the stream ended without [DONE]"
+        exchange.error = "the stream ended without [DONE] or a finish_reason"
 
 
 def _read_answer(answer: dict[str, object], arrived: float, exchange: Exchange) -> None:

@@ -26,6 +26,11 @@ class Transcript:
     error: str | None = None  # of the connection
 
     @property
+    def begun(self) -> bool:
+        """Whether an answer has begun to come."""
+        return self.status != 0 or bool(self.pieces)
+
+    @property
     def body(self) -> bytes:
         return b"".join(piece for _, piece in self.pieces)
 

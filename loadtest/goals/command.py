@@ -23,7 +23,7 @@ from .launches import Peers
 from .measure import Found, run_plan
 from .page import lines_of, svg_of, write_page
 from .plan import plan
-from .table import GOALS, Judged, judge
+from .table import GOALS, judge
 
 FORMAT = "octavo goals 1"
 _SCENARIOS = "abcdehs"
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
         metavar="FOLDER",
         help="with one folder a shape (110m, 15m), and in it bf16.gguf and q4_0.gguf",
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["15m", "110m"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["110m", "15m"])
     parser.add_argument("--scenarios", default=_SCENARIOS, help="letters; all: %(default)s")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -87,19 +87,11 @@ def _measured(chosen: argparse.Namespace) -> dict[str, Any]:
     _tell("the machine's ceilings")
     ceiling = ceilings()
     found = Found()
-    for shape in chosen.shapes:
-        folder = chosen.models / shape
-        if not (folder / "model.safetensors").is_file():
-            _tell(f"{shape}: writing {folder}")
-            make_model(SHAPES[shape], folder)
-        run_plan(
-            plan(shape, folder, peers),
-            found,
-            rounds=chosen.rounds,
-            wanted=set(chosen.scenarios.lower()),
-            folder=folder,
-            tell=_tell,
-        )
+    try:
+        for shape in chosen.shapes:
+            _measure_shape(shape, chosen, peers, found)
+    except KeyboardInterrupt:
+        _tell("stopped; what was measured so far counts")
     if chosen.host_path is not None:
         told = json.loads(chosen.host_path.read_text("utf-8"))
         found.values["15m", "host path", "s", "ms"].append(float(told["figures"]["host path, ms"]))
@@ -124,6 +116,21 @@ def _measured(chosen: argparse.Namespace) -> dict[str, Any]:
             for key, values in sorted(found.values.items())
         },
     }
+
+
+def _measure_shape(shape: str, chosen: argparse.Namespace, peers: Peers, found: Found) -> None:
+    folder = chosen.models / shape
+    if not (folder / "model.safetensors").is_file():
+        _tell(f"{shape}: writing {folder}")
+        make_model(SHAPES[shape], folder)
+    run_plan(
+        plan(shape, folder, peers),
+        found,
+        rounds=chosen.rounds,
+        wanted=set(chosen.scenarios.lower()),
+        folder=folder,
+        tell=_tell,
+    )
 
 
 def _shares(
@@ -155,6 +162,3 @@ def _flags(words: str) -> tuple[str, list[str]]:
 def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-__all__ = ["Judged", "main"]

@@ -3,6 +3,7 @@ whatever disturbs the machine disturbs all of them alike."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import statistics
@@ -17,20 +18,20 @@ from pathlib import Path
 
 from .. import scenario as scenarios
 from ..asking import calibrated, server_version
-from ..events import Exchange
 from ..lengths import fixed
 from ..machine import busy_seconds
 from ..report import Report
 from ..result import disturbed
 from ..run import Measurement, Target, measure, run
 from ..scenario import Scenario
-from ..workload import Asking, Workload
+from ..workload import Asking
 from .plan import Part, Plan
 from .servers import NotStarted, Server
 from .table import Key
 
 Tell = Callable[[str], None]
 _FEW = fixed(8)  # tokens of a warm-up's answer
+_CELL_SECONDS = 240.0  # for one scenario; seconds on a machine that nobody disturbs
 _OFFLINE_SECONDS = 600.0
 
 
@@ -142,7 +143,13 @@ def _cell(
     """One scenario against one server once."""
     key = (model, server.launch.name, scenario.name)
     front = server.cpu_seconds(children=False)
-    measured = run(measure(scenario.workloads, target))
+    try:
+        measured = run(asyncio.wait_for(measure(scenario.workloads, target), _CELL_SECONDS))
+    except TimeoutError:
+        why = f"{scenario.name.upper()} took longer than {_CELL_SECONDS:.0f} s"
+        found.missing[f"{server.launch.name} {model}"] = why
+        tell(f"{' '.join(key)}: {why}")
+        return
     front = server.cpu_seconds(children=False) - front
     report = Report.of(measured.all, seconds=measured.seconds, client_cpu=measured.client_cpu)
     if report.errors:
@@ -171,21 +178,14 @@ def _disturbance(scenario: Scenario, measured: Measurement, target: Target) -> d
     told = disturbed(scenario, measured)
     assert told is not None
     long = next(w for w in scenario.workloads if w.name == told["by"])
-    alone = run(measure([_undisturbed(long)], target)).all
-    return {
+    figures = {
         "gap p99 s": told["gaps"]["p99"],
         "gap worst s": told["gaps"]["worst"],
         "long ttft s": told["ttft"],
-        "long ttft alone s": _first(alone),
     }
-
-
-def _undisturbed(workload: Workload) -> Workload:
-    return replace(workload, after_pieces=0, seed=workload.seed + 500)
-
-
-def _first(exchanges: Sequence[Exchange]) -> float:
-    return exchanges[0].ttft if exchanges[0].good else float("nan")
+    undisturbed = replace(long, after_pieces=0, seed=long.seed + 500)
+    (alone,) = run(measure([undisturbed], target)).all
+    return {**figures, "long ttft alone s": alone.ttft} if alone.good else figures
 
 
 def _offline(model: str, folder: Path, found: Found, number: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..client import Client
 from ..run import run
 
-_READY_SECONDS = 420.0  # vLLM compiles its kernels at its first start
+_READY_SECONDS = 600.0  # vLLM compiles its kernels at its first start
 _STOP_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
 _UNSET = ("-u", "OMP_NUM_THREADS", "-u", "OMP_WAIT_POLICY", "-u", "MKL_NUM_THREADS")

@@ -91,6 +91,15 @@ def test_only_events_with_text_are_arrivals() -> None:
     assert (told.output_tokens, told.prompt_tokens, told.cached_tokens) == (3, 5, 4)
 
 
+def test_a_stream_may_end_with_why_it_finished() -> None:
+    told = stream_of({"choices": [{"text": "a"}]}, {"choices": [{"finish_reason": "length"}]})
+    told.pieces.pop()  # [DONE]
+    assert read(told).error is None
+    cut = stream_of({"choices": [{"text": "a", "finish_reason": None}]})
+    cut.pieces.pop()
+    assert "without [DONE]" in str(read(cut).error)
+
+
 @pytest.mark.parametrize(
     ("transcript", "why"),
     [

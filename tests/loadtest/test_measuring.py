@@ -158,6 +158,30 @@ async def test_a_streamed_answer_is_read_whatever_its_chunks() -> None:
     assert report.ttft.p50 > 0
 
 
+async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure() -> None:
+    async def answer_and_leave(writer: asyncio.StreamWriter) -> None:
+        await four_tokens(writer)
+        writer.close()  # without having said so
+
+    async with server(answer_and_leave) as url:
+        report = await report_of(WORKLOAD, url)
+    assert (report.requests, report.errors, report.output_tokens) == (6, 0, 24)
+
+
+async def test_a_server_that_always_hangs_up_is_tried_no_more_than_twice() -> None:
+    met = 0
+
+    async def hang_up(writer: asyncio.StreamWriter) -> None:
+        nonlocal met
+        met += 1
+        writer.close()
+
+    async with server(hang_up) as url:
+        report = await report_of(WORKLOAD, url)
+    assert report.errors == 6
+    assert met <= 12
+
+
 async def test_an_answer_may_end_with_its_connection() -> None:
     async with server(one_answer) as url:
         report = await report_of(replace(WORKLOAD, stream=False), url)
