@@ -81,6 +81,22 @@ def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) 
         has_left(daemon.pid)
 
 
+def test_who_still_waits_when_the_drain_is_over_is_told_so(tmp_path: Path) -> None:
+    limits = ("--max-num-seqs", "1", "--kv-memory", "64MiB", "--drain-timeout", "0.5")
+    with serving(tmp_path, *limits) as daemon, ThreadPoolExecutor() as clients:
+        url = f"{daemon.url}/v1/completions"
+        body = {**BODY, "max_tokens": 2000, "n": 2, "stream": False}
+        asked = [clients.submit(httpx.post, url, json=body, timeout=60) for _ in range(3)]
+        while httpx.get(f"{daemon.url}/load").json()["server_load"] < 3:
+            time.sleep(0.01)  # between two looks at a condition that is awaited
+        os.kill(daemon.pid, signal.SIGTERM)
+        for answer in [future.result() for future in asked]:
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "shutting_down"
+            assert answer.headers["retry-after"]
+        has_left(daemon.pid)
+
+
 def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     left: list[Exception] = []
 

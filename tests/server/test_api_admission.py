@@ -60,6 +60,8 @@ async def test_a_full_queue_sends_away_before_the_body_is_read(path: str) -> Non
     exact = int(response.headers["retry-after-ms"]) / 1000
     assert exact <= int(response.headers["retry-after"]) < exact + 1
     assert read == 0
+    line = f'http_requests_total{{handler="{path}",method="POST",status="4xx"}} 1.0'
+    assert line in server.metrics.render().decode()
     engine.hold.set()
     await waiting
 
