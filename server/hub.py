@@ -5,6 +5,8 @@ The hub's library honours HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT by i
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,16 @@ from typing import Any
 
 import huggingface_hub
 import tqdm  # type: ignore[import-untyped]
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from octavo.engine.errors import BrokenCheckpoint, ModelNotFound
 
+_DISK = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOENT, errno.ENOTDIR, errno.EIO),
+    )
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,6 +54,8 @@ def download(
     except errors.HFValidationError as error:
         raise ModelNotFound(f"{model!r} is no hub id: {error}") from None
     except Exception as error:  # no connection: each version of the library raises another type
+        if _is_of_the_disk(error):
+            raise _unwritable(place, error) from None
         return _from_cache(model, revision, why=_first_line(error))
     files = {
         f.rfilename: f.size or 0 for f in found.siblings or () if wanted.fullmatch(f.rfilename)
@@ -75,6 +85,8 @@ def _fetch(model: str, revision: str | None, files: dict[str, int], progress: Pr
                 f"{place} is gated: ask for access on its page, then set HF_TOKEN."
             ) from None
         except Exception as error:
+            if _is_of_the_disk(error):
+                raise _unwritable(place, error) from None
             raise ModelNotFound(
                 f"{place}: {name} could not be downloaded ({_first_line(error)}); "
                 f"start again to go on from here."
@@ -92,9 +104,22 @@ def _from_cache(model: str, revision: str | None, *, why: str) -> Path:
         )
     except OSError:
         raise ModelNotFound(
-            f"There is no folder {model} here, the hub cannot be reached ({why}), and the model is "
-            f"not in the local cache."
+            f"There is no folder {model} here, the hub cannot be reached ({why}), and "
+            f"{_place(model, revision)} is not in the local cache, {constants.HF_HUB_CACHE}."
         ) from None
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether it is a file of ours that could not be written, and no connection."""
+    return isinstance(error, OSError) and error.errno in _DISK
+
+
+def _unwritable(place: str, error: Exception) -> ModelNotFound:
+    reason = os.strerror(getattr(error, "errno", None) or 0)
+    return ModelNotFound(
+        f"{place} cannot be kept in the cache, {constants.HF_HUB_CACHE}: {reason}. Make room there "
+        f"and start again to go on from here, or name another place with HF_HOME."
+    )
 
 
 def _place(model: str, revision: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -125,8 +126,10 @@ except ConfigError as error:
 """
 
 
-def from_hub(hub: FakeHub, home: Path, *words: str, **environment: str) -> list[str]:
-    """What is said while a model is looked for, line by line."""
+def from_hub(
+    hub: FakeHub, home: Path, *words: str, longest_file: int | None = None, **environment: str
+) -> list[str]:
+    """What is said while a model is looked for, line by line. `longest_file` in bytes."""
     variables = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))},
         "HF_ENDPOINT": hub.url,
@@ -141,8 +144,14 @@ def from_hub(hub: FakeHub, home: Path, *words: str, **environment: str) -> list[
         text=True,
         check=True,
         timeout=60,
+        preexec_fn=None if longest_file is None else lambda: limit_files(longest_file),
     )
     return done.stdout.splitlines()
+
+
+def limit_files(longest: int) -> None:
+    """As on a disk that is full: a file cannot grow beyond that."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
 
 
 def repository() -> dict[str, bytes]:
@@ -193,3 +202,32 @@ def test_what_the_hub_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert "the hub cannot be reached" in line
     (line,) = from_hub(hub, tmp_path, "org/new", HF_HUB_OFFLINE="1")
     assert "offline mode is enabled" in line
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with running(FakeHub({"org/model": repository()})) as hub:
+        for home in (tmp_path / "file", Path("/proc/none")):
+            said = from_hub(hub, home, "org/model")[-1]
+            assert said.startswith(f"ModelNotFound org/model cannot be kept in the cache, {home}")
+            assert said.endswith("or name another place with HF_HOME.")
+
+
+def test_a_disk_that_fills_up_while_downloading_is_said_and_the_rest_comes_later(
+    tmp_path: Path,
+) -> None:
+    with running(FakeHub({"org/model": repository()})) as hub:
+        said = from_hub(hub, tmp_path, "org/model", longest_file=200_000)[-1]
+        assert said.startswith("ModelNotFound org/model cannot be kept in the cache")
+        assert "File too large" in said
+        assert "Make room there and start again" in said
+        before = list(hub.fetched)
+        assert from_hub(hub, tmp_path, "org/model")[-1].startswith("folder ")
+        assert set(hub.fetched[len(before) :]) == {"model.safetensors"}
+
+
+def test_offline_a_revision_that_is_not_cached_is_named(tmp_path: Path) -> None:
+    with running(FakeHub({"org/model": repository()})) as hub:
+        from_hub(hub, tmp_path, "org/model")
+        (line,) = from_hub(hub, tmp_path, "org/model", "--revision", "v9", HF_HUB_OFFLINE="1")
+    assert "org/model@v9 is not in the local cache" in line
