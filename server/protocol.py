@@ -126,7 +126,7 @@ class Protocol(HttpToolsProtocol):
         self._deadline: TimerHandle | None = None  # for what is coming in: a head or a body
         self._in_head = self._in_body = False
         self._head_bytes = self._headers_seen = 0
-        self._method = b""
+        self._method = self._version = b""  # of a request that asks for another protocol
         self._fault: OctavoError | None = None  # why a callback of the parser gave up
         self._deaf = False  # nothing more is read
 
@@ -186,7 +186,7 @@ class Protocol(HttpToolsProtocol):
 
     def _head_again(self) -> bytes:
         """The head just read, without the wish for another protocol."""
-        lines = [b"%s %s HTTP/1.1\r\n" % (self._method, self.url)]
+        lines = [b"%s %s HTTP/%s\r\n" % (self._method, self.url, self._version)]
         for name, value in self.headers:
             if name == b"connection":
                 value = b", ".join(
@@ -243,6 +243,7 @@ class Protocol(HttpToolsProtocol):
             self._give_up(MalformedRequest(f"The request is refused: {fault}."))
         if self.parser.should_upgrade():
             self._method = self.parser.get_method()
+            self._version = self.parser.get_http_version().encode()
             return
         super().on_headers_complete()
         self.cycle.transport = _LastWord(self)  # type: ignore[assignment]

@@ -405,6 +405,14 @@ async def test_refusals_are_one_line_each_that_clients_cannot_write_into(
     assert "forged" not in record.getMessage()
 
 
+async def test_a_refusal_arrives_though_the_client_is_still_sending() -> None:
+    """Closed with unread bytes in the socket, the connection would be reset and the answer lost."""
+    async with listening(serve(api_key=("secret",))) as url, connected(url) as client:
+        head = POST + b"Connection: close\r\nContent-Length: 8000000\r\n\r\n"
+        client.send(head + b"x" * 8_000_000)
+        refused(await client.rest(), 401, "invalid_api_key")
+
+
 # --- connections ---------------------------------------------------------------------------------
 
 
