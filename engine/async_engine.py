@@ -70,18 +70,21 @@ class AsyncEngine:
         host: EngineHost | None = None,
         restarts: RestartPolicy | None = None,
         hang_timeout: float = HANG_SECONDS,
-        look_seconds: float = LOOK_SECONDS,
+        look_seconds: float | None = None,
     ) -> None:
         """
         Args:
             host: a first incarnation that was launched early, while others still imported.
             hang_timeout: seconds without progress that any step may take.
-            look_seconds: between two looks at an engine that has work.
+            look_seconds: between two looks at an engine that has work. None: one, or a tenth of
+                the hang timeout where that is less.
         """
         self._launch = launch
         self._first = host
         self._restarts = restarts or RestartPolicy()
         self._hang_timeout = hang_timeout
+        if look_seconds is None:
+            look_seconds = min(LOOK_SECONDS, hang_timeout / 10)
         self._look_seconds = look_seconds
         self._incarnation: Incarnation | None = None
         self._supervising: asyncio.Task[None] | None = None

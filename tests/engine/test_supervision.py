@@ -81,6 +81,31 @@ async def test_a_request_that_always_ends_the_engine_fails_alone(
         assert await collect(engine, request("later"))
 
 
+async def test_a_request_that_always_hangs_the_engine_fails_alone() -> None:
+    released = threading.Event()
+
+    class Sticky(Lethal):
+        def collect(self) -> StepOutput:
+            if self._strikes(self._queue[0]):
+                released.wait()
+                raise SystemExit
+            return FakeExecutor.collect(self)
+
+    asked = [request(f"r{i}", prompt=(5, i, 9)) for i in range(3)]
+    async with running() as (engine, _):
+        undisturbed = [await collect(engine, one) for one in asked]
+    try:
+        async with running(Sticky, **HASTY) as (engine, _):
+            *others, failed = await asyncio.gather(
+                *(collect(engine, one) for one in (*asked, request("stuck", prompt=(LETHAL,)))),
+                return_exceptions=True,
+            )
+            assert others == undisturbed
+            assert isinstance(failed, RequestGivenUp)
+    finally:
+        released.set()
+
+
 class Unplannable(FakeExecutor):
     """Dies of being given a request with min_tokens of LETHAL, which so is never in flight."""
 
