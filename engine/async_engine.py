@@ -272,9 +272,9 @@ class AsyncEngine:
                 if self._table.suspicious:
                     self._submit()  # a suspect may have been cleared
             case Missing():
-                lost = self._table.miss(message)
-                log.warning("the engine has lost %d requests; it is given them again", lost)
-                self._submit()
+                if lost := self._table.miss(message):  # others had just ended
+                    log.warning("the engine has lost %d requests; it is given them again", lost)
+                    self._submit()
 
     async def _restart(self, why: str, last: Beat) -> bool:
         """Start another incarnation; False when there is no sense in it."""
