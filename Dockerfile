@@ -11,8 +11,10 @@ FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH_INDEX_URL=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/octavo
+# Compiles the CPU kernels for every instruction set: the image itself needs no compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY src src
 COPY kernels kernels
 COPY engine engine

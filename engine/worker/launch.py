@@ -52,9 +52,9 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     memory = _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device)
-    # One core is left to the front end and the planner: torch's threads wait for the slowest of
-    # them after every operation, so that one which shares its core slows all of them down.
-    threads = config.threads or max(1, available_cores() - 1)
+    # No core is left to the front end and the planner: a thread that lost its core to them has its
+    # work done by the others. With two cores, also contended ones, two were never slower than one.
+    threads = config.threads or available_cores()
     ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
         config.model,

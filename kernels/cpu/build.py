@@ -38,7 +38,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 # No -ffast-math: sums keep their order. No contraction: whether a product and a sum are rounded
 # once or twice may not depend on what the compiler makes of the code around them.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-pthread")
-_LINK_FLAGS = ("-shared", "-pthread", "-static-libgcc", "-static-libstdc++")
+_LINK_FLAGS = ("-shared", "-s", "-pthread", "-static-libgcc", "-static-libstdc++")
 _COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -55,7 +55,7 @@ def library(level: str, notice: Callable[[str], None] = lambda line: None) -> Pa
     shipped = BUILT / _name(level, "")
     if shipped.exists():
         return shipped
-    compiler = _compiler()
+    compiler = find_compiler()
     name = _name(level, _identity(compiler))
     cached = CACHE.expanduser() / name
     if cached.exists():
@@ -74,7 +74,7 @@ def build_all(folder: Path) -> list[Path]:
         NotBuilt: there is no compiler, or it failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    compiler = _compiler()
+    compiler = find_compiler()
     return [_compile(compiler, level, folder / _name(level, "")) for level in LEVELS]
 
 
@@ -124,7 +124,8 @@ def _sources() -> list[Path]:
     return sorted(SOURCES.glob("*.cpp"))
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The path of a C++ compiler. Raises NotBuilt: there is none."""
     for name in _COMPILERS:
         if found := shutil.which(name):
             return found

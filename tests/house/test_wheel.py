@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
+
+from octavo.kernels.cpu.build import LEVELS, find_compiler
 
 from .source import FOLDERS, ROOT
 
@@ -25,8 +30,10 @@ def tracked_files() -> list[Path]:
     return [Path(line) for line in listed.splitlines()]
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of the tree as it stands, built in `folder` so that no old build leaks in."""
+def build_wheel(folder: Path, programs: str) -> Path:
+    """The wheel of the tree as it stands, built in `folder` so that no old build leaks in.
+
+    `programs`: the folders to look for them in, a C++ compiler among them."""
     tree = folder / "tree"
     for path in tracked_files():
         if not (ROOT / path).is_symlink() and not (ROOT / path).is_file():
@@ -38,13 +45,17 @@ def build_wheel(folder: Path) -> Path:
         cwd=tree,
         check=True,
         capture_output=True,
+        env={**os.environ, "PATH": programs},
     )
     (wheel,) = folder.glob("octavo-*.whl")
     return wheel
 
 
 def test_the_wheel_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
-    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
+    """Without a compiler: then it fits every machine."""
+    wheel = build_wheel(tmp_path, programs=str(tmp_path))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
     held = {name for name in names if ".dist-info/" not in name}
 
     sources = [p for p in tracked_files() if p.parts[0] in FOLDERS and (ROOT / p).is_file()]
@@ -58,3 +69,19 @@ def test_the_wheel_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
     assert not strangers
     bundled = [p for p in sources if p.parts[:2] == ("engine", "bundled") and p.suffix != ".py"]
     assert {f"octavo/{p}" for p in bundled} <= held
+    kernels = [p for p in sources if p.suffix in (".cpp", ".h")]
+    assert kernels and {f"octavo/{p}" for p in kernels} <= held
+
+
+@pytest.mark.slow
+def test_with_a_compiler_it_carries_kernels_for_every_level_and_is_for_one_platform(
+    tmp_path: Path,
+) -> None:
+    wheel = build_wheel(tmp_path, programs=str(Path(find_compiler()).parent) + ":/usr/bin:/bin")
+    assert "-py3-none-linux_" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    for level in LEVELS:
+        assert (
+            len([n for n in names if n.startswith(f"octavo/kernels/cpu/built/octavo-{level}-")])
+            == 1
+        )
