@@ -135,17 +135,17 @@ def test_stop_can_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
         executor.submit(plan(1, 3))
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (5, 4)])
-def test_one_core_is_left_to_the_front_end(
-    tmp_path: Path, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_all_cores_compute_unless_told_otherwise(
+    tmp_path: Path, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo.engine.worker.launch.available_cores", lambda: cores)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    executor = InlineExecutor(tiny_config(tmp_path, threads=None))
+    executor = InlineExecutor(tiny_config(tmp_path, threads=None, cpu_kernels="reference"))
     executor.start(quiet)
     executor.stop()
-    assert chosen == [threads]
+    assert chosen == [cores]
 
 
 def test_threads_are_set_where_the_computing_is_done(
@@ -159,7 +159,7 @@ def test_threads_are_set_where_the_computing_is_done(
         return execute(self, plan)
 
     monkeypatch.setattr(Runner, "execute", watched)
-    executor = InlineExecutor(tiny_config(tmp_path, threads=2))
+    executor = InlineExecutor(tiny_config(tmp_path, threads=2, cpu_kernels="reference"))
     executor.start(quiet)
     executor.submit(plan(0, 0))
     executor.collect()
