@@ -31,7 +31,7 @@ from .middleware import Gate, KeyGuard, Reception
 from .models import ModelPool, ServedModel
 from .observe.metrics import Metrics
 from .observe.throughput import Throughput
-from .openai import schema
+from .openai import answers, schema
 from .openai.chat import Chat
 from .openai.completions import Completions
 from .openai.description import Description
@@ -280,18 +280,18 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
             description.add(path, endpoint, method, takes=takes, gives=gives, streams=streams)
 
     add("/v1/completions", Completions(desk).create, "POST",
-        takes=schema.CompletionRequest, gives=schema.Completion, streams=True)  # fmt: skip
+        takes=schema.CompletionRequest, gives=answers.Completion, streams=True)  # fmt: skip
     add("/v1/chat/completions", Chat(desk).create, "POST",
-        takes=schema.ChatRequest, gives=schema.ChatCompletion, streams=True)  # fmt: skip
+        takes=schema.ChatRequest, gives=answers.ChatCompletion, streams=True)  # fmt: skip
     add("/v1/responses", Responses(desk).create, "POST",
         takes=ResponsesRequest, gives=ModelResponse, streams=True)  # fmt: skip
     add("/v1/embeddings", Embeddings(desk).create, "POST",
         takes=EmbeddingRequest, gives=EmbeddingList)  # fmt: skip
-    add("/v1/models", models.list_all, "GET", gives=schema.ModelList)
-    add("/v1/models/{model:path}", models.show, "GET", gives=schema.ModelEntry)
-    add("/tokenize", models.tokenize, "POST", takes=schema.TokenizeRequest, gives=schema.Tokenized)
+    add("/v1/models", models.list_all, "GET", gives=answers.ModelList)
+    add("/v1/models/{model:path}", models.show, "GET", gives=answers.ModelEntry)
+    add("/tokenize", models.tokenize, "POST", takes=schema.TokenizeRequest, gives=answers.Tokenized)
     add("/detokenize", models.detokenize, "POST",
-        takes=schema.DetokenizeRequest, gives=schema.Detokenized)  # fmt: skip
+        takes=schema.DetokenizeRequest, gives=answers.Detokenized)  # fmt: skip
     add("/tokenizer_info", models.tokenizer_info, "GET")
     for path in ("/health", "/readyz"):
         add(path, admin.ready, "GET", "HEAD")

@@ -17,19 +17,12 @@ from ..generation import TextDelta
 from ..observe.tally import Tally
 from ..text.message import MessageReader, Part
 from ..text.tool_parser import Content
+from .answers import ChatChoice, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, Usage
 from .conversation import message_text
 from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now, size_of
 from .logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from .messages import delta_of, message_of
-from .schema import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatDelta,
-    ChatLogprobs,
-    ChatRequest,
-    Usage,
-)
+from .schema import ChatRequest
 from .sse import DONE, ChunkWriter, stream_answer
 from .turn import Turn, prepare_turn
 

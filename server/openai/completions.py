@@ -15,6 +15,7 @@ from octavo.engine.errors import InvalidParameter
 
 from ..generation import Job, TextDelta
 from ..observe.tally import Tally
+from .answers import Completion, CompletionChoice, CompletionLogprobs
 from .constraints import answer_grammar, read_obligation
 from .desk import Desk, Gathered, Spent, Visit, answer, answer_id, gather, now, size_of
 from .logprobs import (
@@ -38,7 +39,7 @@ from .params import (
     model_named,
     sampling_params,
 )
-from .schema import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
+from .schema import CompletionRequest
 from .sse import DONE, ChunkWriter, stream_answer
 
 if TYPE_CHECKING:

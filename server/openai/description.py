@@ -9,7 +9,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from .schema import Error, components
+from .answers import Error
+from .schema import components
 
 _PATH_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 

@@ -21,14 +21,9 @@ from ..generation import Generation, Job, TextDelta
 from ..observe.tally import Tally
 from ..text.choice import ScoredToken
 from ..text.message import Part
+from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .body import parse_json, read_body, to_schema
-from .schema import (
-    CompletionTokensDetails,
-    GenerationRequest,
-    PromptTokensDetails,
-    TimedRequest,
-    Usage,
-)
+from .schema import GenerationRequest, TimedRequest
 from .sse import unless_gone
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from octavo.engine.step import TokenLogprobs
 from ..text.choice import ScoredToken
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
-from .schema import (
+from .answers import (
     ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,

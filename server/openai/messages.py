@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from ..text.message import Part, Thought
 from ..text.tool_parser import ArgumentsPiece, CallStarted, Content
-from .schema import (
+from .answers import (
     AssistantMessage,
     ChatDelta,
     FunctionCall,

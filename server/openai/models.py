@@ -10,19 +10,12 @@ from starlette.responses import Response
 
 from octavo.engine.errors import InvalidParameter
 
+from .answers import Detokenized, ModelEntry, ModelList, ModelPermission, Tokenized
 from .conversation import encode_messages, template_for, template_options
 from .desk import Desk, answer
 from .errors import UnknownModel
 from .params import check_ids, model_named
-from .schema import (
-    Detokenized,
-    DetokenizeRequest,
-    ModelEntry,
-    ModelList,
-    ModelPermission,
-    Tokenized,
-    TokenizeRequest,
-)
+from .schema import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
     from ..models import ServedModel

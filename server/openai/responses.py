@@ -42,7 +42,7 @@ from .turn import Turn, prepare_turn
 
 if TYPE_CHECKING:
     from ..text.choice import ScoredToken
-    from .schema import ChatTokenLogprob
+    from .answers import ChatTokenLogprob
 
 
 class Responses:

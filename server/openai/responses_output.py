@@ -10,6 +10,7 @@ import msgspec
 
 from ..text.message import Part, Thought
 from ..text.tool_parser import ArgumentsPiece, CallStarted, Content
+from .answers import ChatTokenLogprob
 from .responses_schema import (
     FunctionCallItem,
     MessageItem,
@@ -19,7 +20,6 @@ from .responses_schema import (
     ReasoningText,
     Status,
 )
-from .schema import ChatTokenLogprob
 from .sse import one_line
 
 _encode = msgspec.json.Encoder().encode

@@ -6,16 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .schema import (
-    ChatTokenLogprob,
-    Int64,
-    Penalty,
-    Positive,
-    Share,
-    TimedRequest,
-    TokenId,
-    Whole,
-)
+from .answers import ChatTokenLogprob
+from .schema import Int64, Penalty, Positive, Share, TimedRequest, TokenId, Whole
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 Metadata = Annotated[

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from octavo.engine.errors import OctavoError
 
+from .answers import Usage
 from .errors import error_body, row_of
-from .schema import Usage
 
 if TYPE_CHECKING:
     from starlette.requests import Request
