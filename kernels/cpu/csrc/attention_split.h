@@ -83,45 +83,64 @@ inline Lanes load_words(const T* row, int words) {
 // `head`: numbers from a cell's first kv head to the one wanted.
 template <typename T>
 void pack_keys(const Cells<T>& cells, int vector, int64_t head, int head_dim, float* packed) {
-  const int words = head_dim / kPerWord<T>;
-  for (int w = 0; w < words; w += kLanes) {
-    Lanes block[kLanes];
+  const T* const* keys = cells.keys + vector * kLanes;
+  const int words = head_dim / kPerWord<T>, known = cells.known - vector * kLanes;
+  float* target = packed + vector * kLanes;
+  Lanes block[kLanes];
+  int w = 0;
+  if (known >= kLanes) {  // no lane to leave out: the usual case, with loops of known lengths
+    for (; w + kLanes <= words; w += kLanes) {
+      for (int i = 0; i < kLanes; ++i) block[i] = load_words(keys[i] + head + w * kPerWord<T>, kLanes);
+      transpose(block);
+      for (int i = 0; i < kLanes; ++i) store(target + (w + i) * kSplit, block[i]);
+    }
+  }
+  for (; w < words; w += kLanes) {
     for (int i = 0; i < kLanes; ++i) {
-      const int c = vector * kLanes + i;
-      block[i] = c < cells.known ? load_words(cells.keys[c] + head + w * kPerWord<T>, words - w)
-                                 : zero();
+      block[i] = i < known ? load_words(keys[i] + head + w * kPerWord<T>, words - w) : zero();
     }
     transpose(block);
-    for (int i = 0; i < kLanes && w + i < words; ++i) {
-      store(packed + (w + i) * kSplit + vector * kLanes, block[i]);
-    }
+    for (int i = 0; i < kLanes && w + i < words; ++i) store(target + (w + i) * kSplit, block[i]);
   }
 }
 
-// `count` values of a cell, zeros behind them.
+// A word of each of two neighbouring cells' values: both, where words are pairs, the first one in
+// the lower half; else the first.
 template <typename T>
-inline Lanes load_values(const Cells<T>& cells, int cell, int64_t offset, int count) {
-  if (cell >= cells.known) return zero();
-  return load_some(cells.keys[cell] + cells.to_values + offset, count);
+inline Lanes pair_up(Lanes even, Lanes odd) {
+#ifdef __AVX512BF16__
+  if constexpr (kPairs<T>) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+    return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd.v)))};
+  }
+#endif
+  (void)odd;
+  return even;
 }
 
 // Values of one vector of cells as the right side: packed [cells / kPerWord, width], zeros behind
-// head_dim. A pair is a cell in the lower half of a word and its neighbour in the upper one.
+// head_dim.
 template <typename T>
 void pack_values(const Cells<T>& cells, int vector, int64_t head, int head_dim, int width,
                  float* packed) {
-  for (int c = vector * kLanes; c < (vector + 1) * kLanes; c += kPerWord<T>) {
-    float* target = packed + c / kPerWord<T> * width;
-    for (int d = 0; d < width; d += kLanes) {
-      Lanes words = load_values(cells, c, head + d, head_dim - d);
-#ifdef __AVX512BF16__
-      if constexpr (kPairs<T>) {
-        const Lanes odd = load_values(cells, c + 1, head + d, head_dim - d);
-        const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(words.v), 16);
-        words.v = _mm512_castsi512_ps(_mm512_or_si512(even, _mm512_castps_si512(odd.v)));
+  const T* const* keys = cells.keys + vector * kLanes;
+  const int known = cells.known - vector * kLanes;
+  float* target = packed + vector * kLanes / kPerWord<T> * width;
+  for (int c = 0; c < kLanes; c += kPerWord<T>, target += width) {
+    const int next = c + kPerWord<T> - 1;
+    int d = 0;
+    if (next < known) {
+      const T *even = keys[c] + cells.to_values + head, *odd = keys[next] + cells.to_values + head;
+      for (; d + kLanes <= head_dim; d += kLanes) {
+        store(target + d, pair_up<T>(load(even + d), load(odd + d)));
       }
-#endif
-      store(target + d, words);
+    }
+    for (; d < width; d += kLanes) {
+      auto some = [&](int cell) {
+        if (cell >= known) return zero();
+        return load_some(keys[cell] + cells.to_values + head + d, head_dim - d);
+      };
+      store(target + d, pair_up<T>(some(c), some(next)));
     }
   }
 }
