@@ -46,7 +46,7 @@ MAX_HEADERS = 128
 MAX_TARGET_BYTES = 8 << 10
 _MAX_PIPELINED = 32  # requests that wait for the answer to one before them
 _BODY_GRACE_SECONDS = 5.0  # after the time that the application itself gives a body
-_LINGER_SECONDS = 1.0
+_LINGER_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _LAST_BYTES_SECONDS = 5  # for answers that are complete but not yet sent
 

@@ -37,7 +37,7 @@ def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Pa
             refused = httpx.post(f"{daemon.url}/v1/completions", json={"prompt": "a"})
             assert refused.status_code == 503
             assert refused.headers["retry-after"]
-            rest = [line for line in lines if line]
+            rest = [line for line in lines if line.startswith("data: ")]
         assert rest[-1] == "data: [DONE]"
         assert len(rest) == 400  # 399 more tokens
         has_left(daemon.pid)
