@@ -55,7 +55,9 @@ def answers(llm: LLM, prompts: Prompts, params: list[SamplingParams]) -> Tokens:
 
 
 def model(**settings: Any) -> LLM:
-    return LLM(dtype="float32", threads=1, max_model_len=CONTEXT, **settings)
+    """Without a target for the time of a step, the same steps on every machine."""
+    fixed = {"dtype": "float32", "threads": 1, "max_model_len": CONTEXT, "itl_target": 0.0}
+    return LLM(**{**fixed, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,11 @@ def test_in_a_crowd(alone: Tokens, block_size: int, budget: int) -> None:
     assert stats.blocks_copied > 0
     assert stats.prefix_hits > 0
     assert stats.blocks_used == 0
+
+
+def test_with_prompts_cut_to_the_time_that_streams_leave(alone: Tokens) -> None:
+    with model(itl_target=0.002, prefix_caching=False) as llm:
+        assert answers(llm, PROMPTS, PARAMS) == alone
 
 
 def pressed(preemption: str, **settings: Any) -> LLM:

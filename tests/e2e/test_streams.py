@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from octavo.loadtest.run import measure
-from octavo.loadtest.workload import Workload
+from octavo.loadtest.lengths import fixed
+from octavo.loadtest.report import Report
+from octavo.loadtest.run import Target, measure
+from octavo.loadtest.workload import Asking, Workload
 
 from .daemon import Daemon, serving
 
@@ -26,18 +28,19 @@ SECONDS = 60.0
 @pytest.mark.timeout(300)
 async def test_64_streams_for_a_minute(tmp_path: Path) -> None:
     with serving(tmp_path, "--max-num-seqs", "64") as daemon:
+        target = Target(base_url=daemon.url, asking=Asking(model="octavo", temperature=1.0))
         rounds, tokens, began = 0, 0, time.monotonic()
         while time.monotonic() - began < SECONDS:
             workload = Workload(
                 requests=2 * STREAMS,
                 concurrency=STREAMS,
-                prompt_tokens=48,
-                output_tokens=48,
+                prompt_tokens=fixed(48),
+                output_tokens=fixed(48),
                 shared_prefix=16,
-                temperature=1.0,
                 seed=rounds,
             )
-            report = await measure(workload, base_url=daemon.url, model="octavo")
+            measured = await measure([workload], target)
+            report = Report.of(measured.all, seconds=measured.seconds)
             assert report.errors == 0, report.first_error
             assert report.output_tokens == 2 * STREAMS * 48
             rounds, tokens = rounds + 1, tokens + report.output_tokens
