@@ -87,7 +87,7 @@ def _plot(result: dict[str, Any]) -> str:
             )
         )
     title = "What was reached, over its goal; broken line: stretch goal"
-    return plots.bars(title, unit="times the goal", rows=bars)
+    return plots.bars(title, unit="times the goal (line; broken line: stretch goal)", rows=bars)
 
 
 def _over_goal(row: dict[str, Any], value: float) -> float:

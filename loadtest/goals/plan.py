@@ -10,7 +10,7 @@ from .launches import Peers, llama, octavo, transformers, vllm
 from .servers import Launch
 
 Scenarios = Sequence[str]
-_NOT_GIVEN = "not installed: {} was not given"
+_NOT_GIVEN = "not there; needs {}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ def plan(model: str, folder: Path, peers: Peers) -> Plan:
             parts.append(Part(launch=octavo(folder, peers, width), scenarios=("a", "c")))
     more = "sh" if host else "abc"
     bf16 = server and (folder / "bf16.gguf").is_file()
-    add("llama.cpp", "--llama-server, or bf16.gguf", bf16, lambda: llama(folder, peers), more)
+    add("llama.cpp", "--llama-server and bf16.gguf", bf16, lambda: llama(folder, peers), more)
     if quantized:
         q4 = server and (folder / "q4_0.gguf").is_file()
-        flag = "--llama-server, or q4_0.gguf"
+        flag = "--llama-server and q4_0.gguf"
         add("llama.cpp q4_0", flag, q4, lambda: llama(folder, peers, "q4_0"), "ac")
     with_d = more + "d" if quantized else more
     add("vllm", "--vllm-python", peers.vllm_python, lambda: vllm(folder, peers), with_d)
