@@ -50,16 +50,18 @@ def llama(folder: Path, peers: Peers, precision: str = "bf16") -> Launch:
     return Launch(name=name, command=[*command, *peers.more(name)])
 
 
-def vllm(folder: Path, peers: Peers) -> Launch:
+def vllm(folder: Path, peers: Peers, *, all_cores: bool = False) -> Launch:
+    """vLLM with its own choice of cores, which leaves one to its front end, or with all of them."""
+    name = "vllm all cores" if all_cores else "vllm"
     command = [str(peers.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(folder), "--served-model-name", "model", "--dtype", "bfloat16"]
     command += ["--host", "127.0.0.1", "--port", "{port}", "--max-num-seqs", str(_STREAMS)]
-    command += ["--max-model-len", str(CONTEXT_TOKENS), *peers.more("vllm")]
-    return Launch(
-        name="vllm",
-        command=command,
-        environment={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"},
-    )
+    command += ["--max-model-len", str(CONTEXT_TOKENS), *peers.more(name)]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    if all_cores:
+        cores = sorted(os.sched_getaffinity(0))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    return Launch(name=name, command=command, environment=environment)
 
 
 def transformers(folder: Path, peers: Peers) -> Launch:

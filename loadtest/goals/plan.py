@@ -65,6 +65,9 @@ def plan(model: str, folder: Path, peers: Peers) -> Plan:
         add("llama.cpp q4_0", flag, q4, lambda: llama(folder, peers, "q4_0"), "ac")
     with_d = more + "d" if quantized else more
     add("vllm", "--vllm-python", peers.vllm_python, lambda: vllm(folder, peers), with_d)
+    both = peers.vllm_python  # goals take the better of the two
+    wide = "vllm all cores"
+    add(wide, "--vllm-python", both, lambda: vllm(folder, peers, all_cores=True), with_d)
     if peers.transformers and not host:
         parts.append(Part(launch=transformers(folder, peers), scenarios=tuple(more)))
     return Plan(model=model, parts=parts, missing=missing, offline=quantized, host_path=host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_every_goal_is_measured_by_some_plan(tmp_path: Path) -> None:
 
 def test_what_is_not_installed_is_missing_with_the_flag_that_names_it(tmp_path: Path) -> None:
     missing = plan("110m", tmp_path, Peers()).missing
-    assert set(missing) == {"llama.cpp", "llama.cpp q4_0", "vllm"}
+    assert set(missing) == {"llama.cpp", "llama.cpp q4_0", "vllm", "vllm all cores"}
     assert "--vllm-python" in missing["vllm"]
 
 
@@ -98,6 +99,14 @@ def test_flags_for_a_server_reach_it_and_its_quantized_kin() -> None:
     assert octavo(Path("m"), peers).command[-2:] == ["--threads", "2"]
     assert octavo(Path("m"), peers, "int8").command[-3:] == ["--threads", "2", "--x"]
     assert octavo(Path("m"), peers, "int4").command[-2:] == ["--threads", "2"]
+
+
+def test_vllm_is_measured_with_its_own_cores_and_with_all(tmp_path: Path) -> None:
+    parts = plan("15m", tmp_path, Peers(vllm_python=Path("python"))).parts
+    own, wide = (part.launch for part in parts if part.launch.name.startswith("vllm"))
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in own.environment
+    cores = wide.environment["VLLM_CPU_OMP_THREADS_BIND"].split(",")
+    assert len(cores) == len(os.sched_getaffinity(0))
 
 
 PROGRAM = """
