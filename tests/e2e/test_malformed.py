@@ -19,7 +19,7 @@ COUNT = 1500
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [101, 102])
 def test_malformed_requests_hurt_nobody(tmp_path: Path, seed: int) -> None:
-    limits = ("--body-timeout", "2", "--header-timeout", "2", "--max-model-len", "256")
+    limits = ("--body-timeout", "2", "--header-timeout", "5", "--max-model-len", "256")
     with serving(tmp_path, *limits, "--dtype", "float32", "--no-log-requests") as daemon:
         port = httpx.URL(daemon.url).port
         assert port is not None

@@ -126,9 +126,9 @@ def _strange_key(rng: random.Random, body: dict[str, Any]) -> None:
 
 def _many(rng: random.Random, body: dict[str, Any]) -> None:
     container, key = _place(rng, body)
-    container[key] = [container.get(key) if isinstance(container, dict) else 1] * rng.choice(
-        (65, 129, 2000)
-    )
+    item = container.get(key) if isinstance(container, dict) else 1
+    most = max(2, 100_000 // len(repr(item)))  # making them must not take the attacker's time
+    container[key] = [item] * min(most, rng.choice((65, 129, 2000)))
 
 
 def _deep(rng: random.Random, body: dict[str, Any]) -> None:
