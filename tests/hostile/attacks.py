@@ -128,7 +128,8 @@ def _many(rng: random.Random, body: dict[str, Any]) -> None:
     container, key = _place(rng, body)
     item = container.get(key) if isinstance(container, dict) else 1
     most = max(2, 100_000 // len(repr(item)))  # making them must not take the attacker's time
-    container[key] = [item] * min(most, rng.choice((65, 129, 2000)))
+    count = min(most, rng.choice((65, 129, 2000)))
+    container[key] = [copy.deepcopy(item) for _ in range(count)]  # else later damage multiplies
 
 
 def _deep(rng: random.Random, body: dict[str, Any]) -> None:
