@@ -11,6 +11,7 @@ from .attention import attend_projected, plan_attention
 from .library import Library, levels, load
 from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
+from .sampling import gumbel_argmax
 from .threads import set_threads
 
 # Each makes an op of a library.
@@ -18,6 +19,7 @@ _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyTyp
     {
         "add_rms_norm": add_rms_norm,
         "attend_projected": attend_projected,
+        "gumbel_argmax": gumbel_argmax,
         "plan_attention": plan_attention,
         "rms_norm": rms_norm,
         "set_threads": set_threads,

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+from octavo.kernels.ops import GumbelArgmax
 from octavo.kernels.reference.sampling import gumbel, gumbel_argmax
+
+from .providers import PROVIDERS, find
 
 MASK = (1 << 64) - 1
 
@@ -142,3 +145,40 @@ def test_argmax_takes_the_first_of_equals() -> None:
     assert gumbel_argmax(
         logits, torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     ).tolist() == [1]
+
+
+@pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 64, 4099])
+def test_every_provider_draws_the_column_that_the_reference_draws(
+    provider: str, columns: int
+) -> None:
+    draw: GumbelArgmax = find(provider, "gumbel_argmax")
+    generator = torch.Generator().manual_seed(columns)
+    seeds = torch.randint(-(2**62), 2**62, (33,), generator=generator)
+    positions = torch.randint(0, 1 << 17, (33,), generator=generator)
+    temperature = torch.rand(33, generator=generator) * 2
+    temperature[::5], temperature[1], temperature[2] = 0, 1e-3, 50
+    for scale in (0.0, 1e-6, 1.0, 20.0):
+        logits = torch.randn(33, columns, generator=generator) * scale
+        some_gone = logits.clone()
+        some_gone[:, ::3] = -math.inf
+        rounded = logits.round()  # equal ones: the first
+        for values in (logits, some_gone, rounded):
+            ids = torch.randperm(3 * columns, generator=generator)[:columns].expand(33, columns)
+            for token_ids in (None, ids):
+                drawn = draw(values, temperature, seeds, positions, token_ids)
+                expected = gumbel_argmax(values, temperature, seeds, positions, token_ids)
+                assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "reference"])
+def test_columns_too_close_to_tell_are_told_apart_by_the_definition(provider: str) -> None:
+    """The logit that makes the second best as good as the best, and its neighbours."""
+    draw: GumbelArgmax = find(provider, "gumbel_argmax")
+    seeds, positions, temperature = torch.arange(200), torch.arange(200), torch.ones(200)
+    noise = gumbel(seeds, positions, torch.arange(2))
+    even = torch.stack((torch.zeros(200), noise[:, 0] - noise[:, 1]), dim=1)
+    for nudge in (-1e-5, -1e-6, 0.0, 1e-6, 1e-5):
+        logits = even + torch.tensor([0.0, nudge])
+        expected = gumbel_argmax(logits, temperature, seeds, positions)
+        assert torch.equal(draw(logits, temperature, seeds, positions), expected)
