@@ -10,6 +10,11 @@ from dataclasses import replace
 from .run import Target
 from .workload import Asking
 
+
+class Refused(SystemExit):
+    """A server does not answer as this API does: the end of a command, and of one peer only."""
+
+
 _FEW, _MANY = 50, 250  # words of the two probes
 
 
@@ -19,9 +24,9 @@ async def first_model(base_url: str, api_key: str | None) -> str:
     try:
         status, body = await _get(target, "/v1/models")
     except OSError as error:
-        raise SystemExit(f"octavo bench: {base_url} does not answer: {error}") from error
+        raise Refused(f"octavo bench: {base_url} does not answer: {error}") from error
     if status != 200:
-        raise SystemExit(f"octavo bench: {base_url}/v1/models answers {status}")
+        raise Refused(f"octavo bench: {base_url}/v1/models answers {status}")
     return str(json.loads(body)["data"][0]["id"])
 
 
@@ -45,7 +50,7 @@ async def calibrated(target: Target) -> Target:
     few, many = [await _prompt_tokens(target, words) for words in (_FEW, _MANY)]
     per_word = (many - few) / (_MANY - _FEW)
     if per_word <= 0:
-        raise SystemExit("octavo bench: the server does not count prompt tokens in `usage`")
+        raise Refused("octavo bench: the server does not count prompt tokens in `usage`")
     asking = replace(
         target.asking, tokens_per_word=per_word, frame_tokens=max(0.0, few - _FEW * per_word)
     )
@@ -61,7 +66,7 @@ async def _prompt_tokens(target: Target, words: int) -> int:
     finally:
         client.close()
     if exchange.error is not None:
-        raise SystemExit(f"octavo bench: the server refuses a request: {exchange.error}")
+        raise Refused(f"octavo bench: the server refuses a request: {exchange.error}")
     return exchange.prompt_tokens
 
 

@@ -12,6 +12,7 @@ from .servers import Launch
 
 CONTEXT_TOKENS = 8192
 _STREAMS = 64  # that a server must be able to run at the same time
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 _LLAMA_CELLS = 16384  # of llama.cpp's KV cache: 64 streams of S, or the five of E
 
 
@@ -57,7 +58,7 @@ def vllm(folder: Path, peers: Peers, *, all_cores: bool = False) -> Launch:
     command += ["--model", str(folder), "--served-model-name", "model", "--dtype", "bfloat16"]
     command += ["--host", "127.0.0.1", "--port", "{port}", "--max-num-seqs", str(_STREAMS)]
     command += ["--max-model-len", str(CONTEXT_TOKENS), *peers.more(name)]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **_OFFLINE}
     if all_cores:
         cores = sorted(os.sched_getaffinity(0))
         environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
@@ -65,10 +66,14 @@ def vllm(folder: Path, peers: Peers, *, all_cores: bool = False) -> Launch:
 
 
 def transformers(folder: Path, peers: Peers) -> Launch:
+    """Continuous batching over a cache of stated size: by itself it takes most of the memory."""
     command = [str(peers.transformers), "serve", str(folder), "--device", "cpu"]
-    command += ["--dtype", "bfloat16", "--continuous-batching", "--port", "{port}"]
+    command += ["--dtype", "bfloat16", "--continuous-batching", "--cb-block-size", "16"]
+    command += ["--cb-num-blocks", "1024", "--cb-max-batch-tokens", "2048"]
+    command += ["--host", "127.0.0.1", "--port", "{port}"]
     return Launch(
         name="transformers",
         command=[*command, *peers.more("transformers")],
+        environment=_OFFLINE,
         model=str(folder),
     )

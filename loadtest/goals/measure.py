@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import scenario as scenarios
-from ..asking import calibrated, server_version
+from ..asking import Refused, calibrated, server_version
 from ..lengths import fixed
 from ..machine import busy_seconds
 from ..report import Report
@@ -93,6 +93,11 @@ def _started(
             target = run(calibrated(target))
         for scenario in part.scenarios:
             run(_warm_up(scenarios.load(scenario), target))
+    except Refused as error:
+        server.stop()
+        found.missing[name] = f"{error}; {server.last_words()}"
+        tell(f"{name}: {found.missing[name]}")
+        return []
     except BaseException:
         server.stop()
         raise

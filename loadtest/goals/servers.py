@@ -100,14 +100,17 @@ class Server:
                     if status == 200:
                         return
                 if self._process.poll() is not None:
-                    raise NotStarted(f"it ended with {self._process.returncode}: {self._last()}")
+                    raise NotStarted(
+                        f"it ended with {self._process.returncode}: {self.last_words()}"
+                    )
                 if time.perf_counter() > limit:
-                    raise NotStarted(f"not ready in {_READY_SECONDS:.0f} s: {self._last()}")
+                    raise NotStarted(f"not ready in {_READY_SECONDS:.0f} s: {self.last_words()}")
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
             client.close()
 
-    def _last(self) -> str:
+    def last_words(self) -> str:
+        """The last line that it wrote."""
         lines = self._log.read_text("utf-8", "replace").strip().splitlines()
         return lines[-1][-300:] if lines else "it wrote nothing"
 
