@@ -25,7 +25,9 @@ from .checkpoint import ModelConfig, read_model_config, weight_files
 from .errors import BrokenCheckpoint, ConfigError
 from .layers.blueprint import Blueprint
 from .models.base import Model
+from .quantization.base import QuantMethod
 from .quantization.none import Unquantized
+from .quantization.rounded import BITS, Rounded
 from .registry import model_class_path
 
 STAGE = "loading weights"
@@ -43,6 +45,7 @@ def load_model(
     ops: Ops | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     load_format: str = "safetensors",
+    quantization: str = "none",
 ) -> Model:
     """The model in the folder `path`, its weights cast to `dtype` on `device`.
 
@@ -56,7 +59,9 @@ def load_model(
     config = read_model_config(path)
     model_class = _model_class(config.architecture)
     model = model_class(
-        _blueprint(model_class.config_from(config), dtype, device, ops or resolve(device))
+        _blueprint(
+            model_class.config_from(config), dtype, device, ops or resolve(device), quantization
+        )
     )
     if load_format == "dummy":
         _fill_at_random(model, progress)
@@ -77,7 +82,7 @@ def _model_class(architecture: str) -> type[Model]:
 
 
 def _blueprint(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops, quantization: str
 ) -> Blueprint:
     if quantized := config.raw.get("quantization_config"):
         stated = quantized if isinstance(quantized, dict) else {}
@@ -91,8 +96,16 @@ def _blueprint(
         device=device,
         ops=ops,
         attention=PagedAttention(ops),
-        quantization=Unquantized(ops),
+        quantization=_quantization(quantization, ops),
     )
+
+
+def _quantization(name: str, ops: Ops) -> QuantMethod:
+    if name == "none":
+        return Unquantized(ops)
+    if name not in BITS:
+        raise ConfigError(f"--quantization {name} is not known; it must be none, int8 or int4.")
+    return Rounded(ops, BITS[name])
 
 
 def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, int], None]) -> None:

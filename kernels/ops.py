@@ -74,6 +74,17 @@ class PackLinear(Protocol):
         new form. Nothing but the result needs to be kept."""
 
 
+class PackQuantized(Protocol):
+    """Like `PackLinear`, with a matrix rounded to 8 or 4 bits, and inputs that are to 8."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, bits: int) -> PackedLinear:
+        """weight [outputs, inputs] and bias [outputs] are floats. `rows` gives the rounded rows.
+
+        How both are rounded, and in which groups, is said in `reference/quantized.py`: all
+        implementations multiply the same numbers.
+        """
+
+
 class AttentionPlan(Protocol):
     """Paged attention of one step: what all its layers share is worked out once.
 
@@ -252,6 +263,7 @@ class Ops:
     rotate: Rotate
     silu_mul: SiluMul
     pack_linear: PackLinear
+    pack_quantized: PackQuantized
     plan_attention: PlanAttention
     attend_projected: AttendProjected
     copy_blocks: CopyBlocks

@@ -18,7 +18,7 @@ class Embedding:
 
     def __init__(self, blueprint: Blueprint, name: str, *, tied: bool) -> None:
         self._name = name
-        self._pack_linear = blueprint.ops.pack_linear
+        self._pack = blueprint.quantization.head
         self._tied = tied
         shape = (blueprint.config.vocab_size, blueprint.config.hidden_size)
         self._weight: Tensor | None = blueprint.empty(*shape)
@@ -38,7 +38,7 @@ class Embedding:
     def finish(self) -> None:
         """All parameters are loaded."""
         if self._tied and self._weight is not None:
-            self.packed = self._pack_linear(self._weight, None)
+            self.packed = self._pack(self._weight)
             self._weight = None
 
 
@@ -48,7 +48,7 @@ class Head:
     def __init__(self, blueprint: Blueprint, name: str, *, tied_to: Embedding | None) -> None:
         config = blueprint.config
         self._name = name
-        self._pack_linear = blueprint.ops.pack_linear
+        self._pack = blueprint.quantization.head
         self._tied_to = tied_to
         self._own: Tensor | None = None
         if tied_to is None:
@@ -69,5 +69,5 @@ class Head:
         if self._tied_to is not None:
             self._packed = self._tied_to.packed
         elif self._own is not None:
-            self._packed = self._pack_linear(self._own, None)
+            self._packed = self._pack(self._own)
             self._own = None

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from octavo.kernels.ops import PackedLinear
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantTensor:
@@ -33,3 +35,7 @@ class QuantMethod(Protocol):
 
         Returns the multiplication with them, [tokens, inputs] -> [tokens, outputs].
         """
+
+    def head(self, weight: Tensor) -> PackedLinear:
+        """The final form of the vocabulary's matrix [vocab, hidden], which gives logits, and
+        embeddings too where it is tied. `weight` is used up."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import Ops, PackedLinear
 
 from .base import QuantTensor
 
@@ -30,3 +30,6 @@ class Unquantized:
 
     def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
         return self._pack_linear(tensors["weight"], tensors.get("bias"))
+
+    def head(self, weight: Tensor) -> PackedLinear:
+        return self._pack_linear(weight, None)

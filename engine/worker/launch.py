@@ -63,6 +63,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         ops=ops,
         progress=progress,
         load_format=config.load_format,
+        quantization=config.quantization,
     )
     progress("allocating the KV cache", 0, 0)
     kv = KVCache(

@@ -1,4 +1,4 @@
-"""Linear layers with packed weights: bfloat16 and float32 as they are."""
+"""Linear layers with packed weights: as they are, or rounded to 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -8,35 +8,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import PackedLinear, PackLinear
+from ..ops import PackedLinear, PackLinear, PackQuantized
+from ..reference.quantized import GROUPS, quantize
 from .library import COUNT, POINTER, Function, Library, dense
 
-_UNIT = 16  # outputs that are packed together; see csrc/linear.cpp
+_UNIT = 16  # outputs that are packed together; see csrc/packed.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Functions:
-    pack: Mapping[torch.dtype, Function]
+    """The C functions of one form of weights, by the dtype of what they are multiplied with."""
+
     multiply: Mapping[torch.dtype, Function]
     multiply_wide: Mapping[torch.dtype, Function]
     unpack_rows: Mapping[torch.dtype, Function]
 
 
-def pack_linear(library: Library) -> PackLinear:
+def _functions(library: Library, form: str) -> _Functions:
+    """`form`: "", or what stands for it in names, such as "_int8"."""
     arguments = (*[POINTER] * 4, *[COUNT] * 3)
-    multiply = library.functions("linear", *arguments)
-    functions = _Functions(
-        pack=library.functions("pack", POINTER, POINTER, COUNT, COUNT),
+    multiply = library.functions(f"linear{form}", *arguments)
+    return _Functions(
         multiply=multiply,
         multiply_wide={
             torch.float32: multiply[torch.float32],
-            torch.bfloat16: library.function("linear_wide_bf16", *arguments),
+            torch.bfloat16: library.function(f"linear_wide{form}_bf16", *arguments),
         },
-        unpack_rows=library.functions("unpack_rows", *[POINTER] * 3, *[COUNT] * 3),
+        unpack_rows=library.functions(f"unpack_rows{form}", *[POINTER] * 3, *[COUNT] * 3),
     )
 
+
+def pack_linear(library: Library) -> PackLinear:
+    functions = _functions(library, "")
+    packers = library.functions("pack", POINTER, POINTER, COUNT, COUNT)
+
     def pack(weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        return _Packed(functions, weight, bias)
+        return _Packed(
+            functions,
+            _packed(packers[weight.dtype], dense(weight)),
+            bias,
+            shape=weight.shape,
+            dtype=weight.dtype,
+        )
+
+    return pack
+
+
+def pack_quantized(library: Library) -> PackQuantized:
+    functions = {bits: _functions(library, f"_int{bits}") for bits in GROUPS}
+    packers = {
+        bits: library.function(f"pack_int{bits}", *[POINTER] * 3, COUNT, COUNT) for bits in GROUPS
+    }
+
+    def pack(weight: Tensor, bias: Tensor | None, bits: int) -> PackedLinear:
+        outputs, inputs = weight.shape
+        values, scales = quantize(weight, bits)
+        units, groups = -(-outputs // _UNIT), scales.shape[1]
+        group_bytes = _UNIT * (scales.element_size() + GROUPS[bits] * bits // 8)
+        packed = torch.empty(units * groups * group_bytes, dtype=torch.uint8)
+        packers[bits](values.data_ptr(), scales.data_ptr(), packed.data_ptr(), outputs, inputs)
+        return _Packed(functions[bits], packed, bias, shape=weight.shape, dtype=weight.dtype)
 
     return pack
 
@@ -44,22 +75,21 @@ def pack_linear(library: Library) -> PackLinear:
 class _Packed:
     """See `ops.PackedLinear`."""
 
-    __slots__ = (
-        "_bias",
-        "_bias_pointer",
-        "_functions",
-        "_inputs",
-        "_outputs",
-        "_pointer",
-        "_weight",
-    )
-
-    def __init__(self, functions: _Functions, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        functions: _Functions,
+        packed: Tensor,
+        bias: Tensor | None,
+        *,
+        shape: torch.Size,
+        dtype: torch.dtype,
+    ) -> None:
         self._functions = functions
-        self._outputs, self._inputs = weight.shape
+        self._outputs, self._inputs = shape
+        self._dtype = dtype
         self._bias = None if bias is None else dense(bias)
-        self._weight = _packed(functions.pack[weight.dtype], dense(weight))
-        self._pointer = self._weight.data_ptr()
+        self._packed = packed
+        self._pointer = packed.data_ptr()
         self._bias_pointer = None if self._bias is None else self._bias.data_ptr()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,7 +100,7 @@ class _Packed:
 
     def rows(self, ids: Tensor) -> Tensor:
         ids = dense(ids)
-        out = self._weight.new_empty(len(ids), self._inputs)
+        out = torch.empty((len(ids), self._inputs), dtype=self._dtype)
         self._functions.unpack_rows[out.dtype](
             self._pointer, ids.data_ptr(), out.data_ptr(), len(ids), self._inputs, self._outputs
         )

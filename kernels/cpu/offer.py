@@ -9,7 +9,7 @@ from typing import Any
 from .activation import silu_mul
 from .attention import attend_projected, plan_attention
 from .library import Library, levels, load
-from .linear import pack_linear
+from .linear import pack_linear, pack_quantized
 from .norm import add_rms_norm, rms_norm
 from .sampling import gumbel_argmax
 from .threads import set_threads
@@ -24,6 +24,7 @@ _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyTyp
         "rms_norm": rms_norm,
         "set_threads": set_threads,
         "pack_linear": pack_linear,
+        "pack_quantized": pack_quantized,
         "silu_mul": silu_mul,
     }
 )

@@ -14,6 +14,7 @@ from .cache import copy_blocks
 from .linear import pack_linear
 from .norm import add_rms_norm, rms_norm
 from .projected import attend_projected
+from .quantized import pack_quantized
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
 from .threads import set_threads
@@ -26,6 +27,7 @@ REFERENCE = Ops(
     rotate=rotate,
     silu_mul=silu_mul,
     pack_linear=pack_linear,
+    pack_quantized=pack_quantized,
     plan_attention=plan_attention,
     attend_projected=attend_projected,
     copy_blocks=copy_blocks,

@@ -113,6 +113,12 @@ class Settings:
         "Model",
         "Number format of weights and KV cache; `auto`: what the device computes fast.",
     )
+    quantization: str = _setting(
+        kinds.choice("none", "int8", "int4"),
+        _ENGINE.quantization,
+        "Model",
+        "Round a float checkpoint's weights as they are loaded: less memory and time a token.",
+    )
     max_model_len: int | None = _setting(
         kinds.optional(kinds.tokens(), "auto"),
         _ENGINE.max_model_len,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.kernels.reference.quantized import GROUPS, dequantize, quantize, round_inputs
+
 from .providers import PROVIDERS, find
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -80,11 +82,15 @@ def test_rows_come_out_as_they_went_in(
 @pytest.mark.parametrize("provider", CPP)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(768, 176), (4099, 70)])
+@pytest.mark.parametrize("bits", [None, 8, 4])
 def test_a_row_is_the_same_bits_alone_and_in_any_company(
-    provider: str, shape: tuple[int, int], dtype: torch.dtype
+    provider: str, shape: tuple[int, int], dtype: torch.dtype, bits: int | None
 ) -> None:
     """Whatever the tile, the block of inputs, and the thread."""
-    packed = find(provider, "pack_linear")(weight_of(shape, dtype), None)
+    if bits is None:
+        packed = find(provider, "pack_linear")(weight_of(shape, dtype), None)
+    else:
+        packed = find(provider, "pack_quantized")(weight_of(shape, dtype), None, bits)
     x = normal(250, shape[0], dtype=dtype, seed=2)
     x[::7] *= 2.0**-130  # what comes out is subnormal, or is zero if anyone flushes it
     set_all(1)
@@ -100,6 +106,55 @@ def test_a_row_is_the_same_bits_alone_and_in_any_company(
                     assert torch.equal(packed.wide(x[some]), wide[some])
     finally:
         set_all(1)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounded_weights_multiply_rounded_inputs(
+    provider: str, shape: tuple[int, int], bits: int, dtype: torch.dtype
+) -> None:
+    inputs, outputs = shape
+    weight, bias = weight_of(shape, dtype), normal(outputs, dtype=dtype, seed=1)
+    weight[0, : inputs // 2] = 0
+    rounded = dequantize(*quantize(weight, bits), bits)
+    packed = find(provider, "pack_quantized")(weight.clone(), bias, bits)
+    for rows in ROWS:
+        x = normal(rows, inputs, dtype=dtype, seed=2)
+        x[::3, : inputs // 2] = 0
+        expected = round_inputs(x, bits).double() @ rounded.double().T + bias.double()
+        got, wide = packed(x), packed.wide(x)
+        assert (got.dtype, wide.dtype) == (dtype, torch.float32)
+        torch.testing.assert_close(wide.double(), expected, atol=2e-5, rtol=2e-5)
+        assert torch.equal(got, wide.to(dtype))
+    ids = torch.tensor([outputs - 1, 0, outputs // 2])
+    assert torch.equal(packed.rows(ids), rounded[ids].to(dtype))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_stays_within_half_a_step_and_keeps_the_largest(bits: int) -> None:
+    weight = weight_of((130, 50), torch.float32)
+    values, scales = quantize(weight, bits)
+    error = (dequantize(values, scales, bits) - weight).abs()
+    steps = scales.float().abs().repeat_interleave(GROUPS[bits], 1)[:, :130]
+    # Of 4 bits the side without an 8 may be off by a whole step; scales have 8 bits themselves.
+    assert (error <= steps * (0.51 if bits == 8 else 1.0) + weight.abs() * 2.0**-8).all()
+    exact = torch.arange(-7, 8).repeat(9)[:130].float().unsqueeze(0) * 0.25
+    exact[:, ::16] = -2.0 if bits == 4 else -31.75
+    assert torch.equal(dequantize(*quantize(exact, bits), bits), exact)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_rounding_hides_no_number_that_is_none(provider: str, bits: int, bad: float) -> None:
+    packed = find(provider, "pack_quantized")(weight_of((96, 80), torch.float32), None, bits)
+    x = normal(9, 96, seed=2)
+    x[2, 7] = bad
+    out = packed(x)
+    assert out[2].isnan().all()
+    assert out[[row for row in range(9) if row != 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("provider", CPP)

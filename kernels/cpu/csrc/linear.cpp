@@ -229,21 +229,6 @@ class Prepared {
   Scratch<typename Step::X> copy_;
 };
 
-// What is done with the sums of `count` outputs from `first` on: `out` is a row's first element.
-template <typename T, typename Out>
-void finish(const float* sums, const T* bias, Out* out, int64_t first, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    Lanes sum = load(sums + i);
-    int lanes = static_cast<int>(least(kLanes, count - i));
-    if (bias != nullptr) sum += load(bias + first + i, lanes);
-    if (lanes == kLanes) {
-      store(out + first + i, sum);
-    } else {
-      store(out + first + i, sum, lanes);
-    }
-  }
-}
-
 template <typename Step, typename T, typename Out>
 void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
             int64_t outputs) {

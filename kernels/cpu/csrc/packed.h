@@ -50,4 +50,19 @@ inline void convert(const bf16* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
+// What is done with the sums of `count` outputs from `first` on: `out` is a row's first element.
+template <typename T, typename Out>
+inline void finish(const float* sums, const T* bias, Out* out, int64_t first, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Lanes sum = load(sums + i);
+    int lanes = static_cast<int>(least(kLanes, count - i));
+    if (bias != nullptr) sum += load(bias + first + i, lanes);
+    if (lanes == kLanes) {
+      store(out + first + i, sum);
+    } else {
+      store(out + first + i, sum, lanes);
+    }
+  }
+}
+
 }  // namespace octavo

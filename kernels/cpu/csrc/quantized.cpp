@@ -1,0 +1,392 @@
+// x @ weight.T + bias with a weight of 8 or 4 bits, and x brought to 8 bits on the way.
+//
+// Inputs are taken in groups. A group of a weight's row has a scale, and so has a group of a row of
+// x; within a group whole numbers are multiplied and added, which is exact in any order. The groups'
+// sums are scaled and added as floats, from the first group to the last: as in linear.cpp no result
+// depends on tiles, threads or company.
+//
+// A panel is as in linear.cpp, cut into groups: of each first the scales of its outputs (bfloat16),
+// then its steps. A step has 64 bytes for each unit of 16 outputs: 4 inputs each of 8 bits, or 8 of
+// 4 bits, the first 4 in the lower halves. Weights are stored as unsigned numbers, `zero` above
+// their value, because that is how VNNI multiplies; the excess is taken off as zero * sum of x.
+
+#include "packed.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t kBlockRows = 96;
+constexpr int64_t kReadAhead = 2048;  // bytes
+constexpr float kNothing = 1e-30f;
+
+template <int Bits>
+struct Format;
+
+template <>
+struct Format<8> {
+  static constexpr int kGroup = 64, kZero = 128, kStepInputs = 4;
+};
+
+template <>
+struct Format<4> {
+  static constexpr int kGroup = 32, kZero = 8, kStepInputs = 8;
+};
+
+template <int Bits>
+constexpr int64_t kSteps = Format<Bits>::kGroup / Format<Bits>::kStepInputs;  // of a group
+constexpr int64_t kScaleBytes = kUnit * sizeof(bf16);                         // of a unit
+
+template <int Bits>
+constexpr int64_t unit_bytes() {  // of a unit in one group
+  return kScaleBytes + kSteps<Bits> * kUnitBytes;
+}
+
+// Sixteen whole numbers, and the 64 bytes that a step has for them.
+#ifdef __AVX512F__
+
+struct Ints {
+  __m512i v;
+};
+using Bytes = Ints;
+constexpr int kRows = 6, kUnits = 4;  // of a tile that fits the registers
+
+inline Ints all_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline Bytes bytes(const char* p) { return {_mm512_loadu_si512(p)}; }
+inline Lanes floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+inline Bytes lower(Bytes x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
+inline Bytes upper(Bytes x) { return lower({_mm512_srli_epi16(x.v, 4)}); }
+
+// sum + the four products of unsigned and signed bytes in each lane.
+inline Ints dot(Ints sum, Bytes u, Bytes s) {
+#ifdef __AVX512VNNI__
+  // Not by the intrinsic: GCC 12 makes copies of all sums around it, in every step.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(u.v), "v"(s.v));
+  return sum;
+#else
+  __m512i even = _mm512_madd_epi16(_mm512_and_si512(u.v, _mm512_set1_epi16(255)),
+                                   _mm512_srai_epi16(_mm512_slli_epi16(s.v, 8), 8));
+  __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(u.v, 8), _mm512_srai_epi16(s.v, 8));
+  return {_mm512_add_epi32(sum.v, _mm512_add_epi32(even, odd))};
+#endif
+}
+
+#else
+
+struct Ints {
+  __m256i low, high;
+};
+using Bytes = Ints;
+constexpr int kRows = 4, kUnits = 1;
+
+inline Ints all_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline Bytes bytes(const char* p) {
+  auto q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline Lanes floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+inline Bytes lower(Bytes x) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
+}
+inline Bytes upper(Bytes x) {
+  return lower({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
+}
+inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
+  __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
+                                   _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+inline Ints dot(Ints sum, Bytes u, Bytes s) {
+  return {dot(sum.low, u.low, s.low), dot(sum.high, u.high, s.high)};
+}
+
+#endif
+
+inline Bytes broadcast(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return all_ints(four);
+}
+
+// Rows of x in 8 bits: each group of a row has a scale, and the sum of its numbers.
+template <int Bits>
+struct Rows {
+  int64_t groups;
+  const int8_t* values;  // [rows, groups * kGroup]
+  const float* scales;   // [rows, groups]
+  const int32_t* sums;   // [rows, groups]
+
+  Rows from(int64_t row) const {
+    return {groups, values + row * groups * Format<Bits>::kGroup, scales + row * groups,
+            sums + row * groups};
+  }
+};
+
+template <int Bits, int RowCount, int Units>
+void add_tile(const char* panel, int64_t group_bytes, int64_t width, int64_t unit, Rows<Bits> x,
+              float* sums) {
+  constexpr int kGroup = Format<Bits>::kGroup;
+  const int64_t row_size = x.groups * kGroup;
+  for (int64_t g = 0; g < x.groups; ++g, panel += group_bytes) {
+    const bf16* scales = reinterpret_cast<const bf16*>(panel) + unit * kUnit;
+    const char* w = panel + width * kScaleBytes + unit * kUnitBytes;
+    const int8_t* values = x.values + g * kGroup;
+    Ints sum[RowCount][Units];
+#pragma GCC unroll 8
+    for (int r = 0; r < RowCount; ++r) {
+#pragma GCC unroll 8
+      for (int u = 0; u < Units; ++u) {
+        sum[r][u] = all_ints(-Format<Bits>::kZero * x.sums[r * x.groups + g]);
+      }
+    }
+    for (int64_t s = 0; s < kSteps<Bits>; ++s, w += width * kUnitBytes) {
+      Bytes weights[Units];
+#pragma GCC unroll 8
+      for (int u = 0; u < Units; ++u) {
+        weights[u] = bytes(w + u * kUnitBytes);
+        _mm_prefetch(w + kReadAhead + u * kUnitBytes, _MM_HINT_T0);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < RowCount; ++r) {
+        const int8_t* row = values + r * row_size + s * Format<Bits>::kStepInputs;
+        const Bytes first = broadcast(row);
+#pragma GCC unroll 8
+        for (int u = 0; u < Units; ++u) {
+          if constexpr (Bits == 8) {
+            sum[r][u] = dot(sum[r][u], weights[u], first);
+          } else {
+            const Bytes second = broadcast(row + 4);
+            sum[r][u] = dot(sum[r][u], lower(weights[u]), first);
+            sum[r][u] = dot(sum[r][u], upper(weights[u]), second);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < Units; ++u) {
+      const Lanes scale = load(scales + u * kUnit);
+#pragma GCC unroll 8
+      for (int r = 0; r < RowCount; ++r) {
+        float* total = sums + r * kPanel + u * kUnit;
+        const Lanes both = scale * all(x.scales[r * x.groups + g]);
+        store(total, fma(floats(sum[r][u]), both, load(total)));
+      }
+    }
+  }
+}
+
+template <int Bits, int Units>
+void add_rows(const char* panel, int64_t group_bytes, int64_t width, int64_t unit, Rows<Bits> x,
+              float* sums, int rows) {
+  switch (rows) {
+    case 1: return add_tile<Bits, 1, Units>(panel, group_bytes, width, unit, x, sums);
+    case 2: return add_tile<Bits, 2, Units>(panel, group_bytes, width, unit, x, sums);
+    case 3: return add_tile<Bits, 3, Units>(panel, group_bytes, width, unit, x, sums);
+    case 4: return add_tile<Bits, 4, Units>(panel, group_bytes, width, unit, x, sums);
+    case 5: return add_tile<Bits, 5, Units>(panel, group_bytes, width, unit, x, sums);
+    case 6: return add_tile<Bits, 6, Units>(panel, group_bytes, width, unit, x, sums);
+  }
+}
+
+// One group of a row: the largest magnitude becomes 127, or all is zero where it is next to nothing.
+template <typename T>
+void quantize(const T* x, int64_t count, int64_t group, int8_t* values, float* scale,
+              int32_t* sum) {
+  Lanes most = zero();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Lanes some = load(x + i, static_cast<int>(least(kLanes, count - i)));
+    most = max(most, max(some, zero() - some));
+  }
+  const float magnitude = largest(most);
+  *scale = magnitude / 127.0f;
+  const Lanes inverse = all(magnitude > kNothing ? 127.0f / magnitude : 0.0f);
+  alignas(64) float rounded[kLanes];
+  int32_t total = 0;
+  for (int64_t i = 0; i < group; i += kLanes) {
+    const int lanes = static_cast<int>(i < count ? least(kLanes, count - i) : 0);
+    store(rounded, lanes > 0 ? round(load(x + i, lanes) * inverse) : zero());
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float number = rounded[lane];
+      const bool finite = number >= -127 && number <= 127;
+      values[i + lane] = static_cast<int8_t>(finite ? number : 0);
+      total += values[i + lane];
+      if (!finite) *scale = __builtin_nanf("");
+    }
+  }
+  *sum = total;
+}
+
+template <int Bits, typename T, typename Out>
+void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
+            int64_t outputs) {
+  constexpr int kGroup = Format<Bits>::kGroup;
+  const int64_t groups = ceil_div(inputs, kGroup);
+  Scratch<int8_t> values(rows * groups * kGroup);
+  Scratch<float> scales(rows * groups);
+  Scratch<int32_t> totals(rows * groups);
+  constexpr int64_t kRowsPerTask = 8;
+  parallel(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t last = least(rows, (task + 1) * kRowsPerTask);
+    for (int64_t row = task * kRowsPerTask; row < last; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t at = row * groups + g;
+        quantize(x + row * inputs + g * kGroup, least(kGroup, inputs - g * kGroup), kGroup,
+                 values.data() + at * kGroup, scales.data() + at, totals.data() + at);
+      }
+    }
+  });
+  const Rows<Bits> all_rows{groups, values.data(), scales.data(), totals.data()};
+  const int64_t units = ceil_div(outputs, kUnit);
+  const int64_t blocks = ceil_div(rows, kBlockRows);
+  int64_t wide = kPanelUnits;
+  while (wide > 1 && blocks * ceil_div(units, wide) < 4 * threads()) wide /= 2;
+  const int64_t parts = ceil_div(units, wide);
+  parallel(blocks * parts, [&](int64_t task) {
+    const int64_t first_row = task / parts * kBlockRows;
+    const int64_t count = least(kBlockRows, rows - first_row);
+    const int64_t first_unit = task % parts * wide;
+    const int64_t before = first_unit / kPanelUnits * kPanelUnits;  // units of panels before
+    const int64_t width = least(kPanelUnits, units - before);
+    const int64_t mine = least(wide, units - first_unit);
+    const char* panel = packed + before * groups * unit_bytes<Bits>();
+    const int64_t group_bytes = width * unit_bytes<Bits>();
+    alignas(64) float sums[kBlockRows * kPanel];
+    for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
+    const int64_t tiles = ceil_div(count, kRows);
+    for (int64_t u = 0; u < mine; u += kUnits) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t row = count * t / tiles;
+        const int tall = static_cast<int>(count * (t + 1) / tiles - row);
+        const Rows<Bits> some = all_rows.from(first_row + row);
+        const int64_t unit = first_unit - before + u;
+        float* to = sums + row * kPanel + u * kUnit;
+        if constexpr (kUnits == 1) {
+          add_rows<Bits, 1>(panel, group_bytes, width, unit, some, to, tall);
+        } else {
+          switch (mine) {
+            case 1: add_rows<Bits, 1>(panel, group_bytes, width, unit, some, to, tall); break;
+            case 2: add_rows<Bits, 2>(panel, group_bytes, width, unit, some, to, tall); break;
+            case 3: add_rows<Bits, 3>(panel, group_bytes, width, unit, some, to, tall); break;
+            case 4: add_rows<Bits, 4>(panel, group_bytes, width, unit, some, to, tall); break;
+          }
+        }
+      }
+    }
+    const int64_t first = first_unit * kUnit;
+    for (int64_t row = 0; row < count; ++row) {
+      finish(sums + row * kPanel, bias, out + (first_row + row) * outputs, first,
+             least(mine * kUnit, outputs - first));
+    }
+  });
+}
+
+// `values` [outputs, inputs], `zero` above what they stand for; `scales` [outputs, groups].
+template <int Bits>
+void pack(const uint8_t* values, const bf16* scales, char* packed, int64_t outputs,
+          int64_t inputs) {
+  constexpr int kGroup = Format<Bits>::kGroup;
+  const int64_t groups = ceil_div(inputs, kGroup);
+  const int64_t units = ceil_div(outputs, kUnit);
+  parallel(ceil_div(units, kPanelUnits), [&](int64_t number) {
+    const int64_t before = number * kPanelUnits;
+    const int64_t lanes = least(kPanelUnits, units - before) * kUnit;
+    char* to = packed + before * groups * unit_bytes<Bits>();
+    auto value = [&](int64_t output, int64_t input) {
+      return output < outputs && input < inputs ? values[output * inputs + input]
+                                                : static_cast<uint8_t>(Format<Bits>::kZero);
+    };
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t output = before * kUnit + lane;
+        const bf16 scale = output < outputs ? scales[output * groups + g] : bf16{0};
+        std::memcpy(to, &scale, sizeof scale);
+        to += sizeof scale;
+      }
+      for (int64_t input = g * kGroup; input < (g + 1) * kGroup;
+           input += Format<Bits>::kStepInputs) {
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          for (int64_t i = input; i < input + 4; ++i) {
+            int byte = value(before * kUnit + lane, i);
+            if (Bits == 4) byte |= value(before * kUnit + lane, i + 4) << 4;
+            *to++ = static_cast<char>(byte);
+          }
+        }
+      }
+    }
+  });
+}
+
+// out[i] = row ids[i] of the weight, as it is after quantization.
+template <int Bits, typename T>
+void unpack_rows(const char* packed, const int64_t* ids, T* out, int64_t count, int64_t inputs,
+                 int64_t outputs) {
+  constexpr int kGroup = Format<Bits>::kGroup;
+  const int64_t groups = ceil_div(inputs, kGroup);
+  const int64_t units = ceil_div(outputs, kUnit);
+  parallel(count, [&](int64_t at) {
+    const int64_t before = ids[at] / kPanel * kPanelUnits;
+    const int64_t lanes = least(kPanelUnits, units - before) * kUnit;
+    const int64_t lane = ids[at] - before * kUnit;
+    const char* group = packed + before * groups * unit_bytes<Bits>();
+    alignas(64) float row[kGroup];
+    for (int64_t g = 0; g < groups; ++g, group += lanes / kUnit * unit_bytes<Bits>()) {
+      bf16 scale;
+      std::memcpy(&scale, group + lane * sizeof scale, sizeof scale);
+      const char* from = group + lanes * sizeof scale + lane * 4;
+      for (int i = 0; i < kGroup; i += Format<Bits>::kStepInputs, from += lanes * 4) {
+        for (int j = 0; j < 4; ++j) {
+          const int byte = static_cast<uint8_t>(from[j]);
+          row[i + j] = ((Bits == 4 ? byte & 15 : byte) - Format<Bits>::kZero) * widen(scale);
+          if (Bits == 4) row[i + 4 + j] = ((byte >> 4) - Format<Bits>::kZero) * widen(scale);
+        }
+      }
+      const int64_t most = least(kGroup, inputs - g * kGroup);
+      for (int64_t i = 0; i < most; i += kLanes) {
+        store(out + at * inputs + g * kGroup + i, load(row + i),
+              static_cast<int>(least(kLanes, most - i)));
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace octavo
+
+using octavo::bf16;
+
+#define OCTAVO_QUANTIZED(BITS)                                                                    \
+  extern "C" void octavo_pack_int##BITS(const uint8_t* values, const bf16* scales, char* packed,  \
+                                        int64_t outputs, int64_t inputs) {                        \
+    octavo::pack<BITS>(values, scales, packed, outputs, inputs);                                  \
+  }                                                                                               \
+  extern "C" void octavo_linear_int##BITS##_f32(const float* x, const char* packed,               \
+                                                const float* bias, float* out, int64_t rows,      \
+                                                int64_t inputs, int64_t outputs) {                \
+    octavo::linear<BITS>(x, packed, bias, out, rows, inputs, outputs);                            \
+  }                                                                                               \
+  extern "C" void octavo_linear_int##BITS##_bf16(const bf16* x, const char* packed,               \
+                                                 const bf16* bias, bf16* out, int64_t rows,       \
+                                                 int64_t inputs, int64_t outputs) {               \
+    octavo::linear<BITS>(x, packed, bias, out, rows, inputs, outputs);                            \
+  }                                                                                               \
+  extern "C" void octavo_linear_wide_int##BITS##_bf16(const bf16* x, const char* packed,          \
+                                                      const bf16* bias, float* out, int64_t rows, \
+                                                      int64_t inputs, int64_t outputs) {          \
+    octavo::linear<BITS>(x, packed, bias, out, rows, inputs, outputs);                            \
+  }                                                                                               \
+  extern "C" void octavo_unpack_rows_int##BITS##_f32(const char* packed, const int64_t* ids,      \
+                                                     float* out, int64_t count, int64_t inputs,   \
+                                                     int64_t outputs) {                           \
+    octavo::unpack_rows<BITS>(packed, ids, out, count, inputs, outputs);                          \
+  }                                                                                               \
+  extern "C" void octavo_unpack_rows_int##BITS##_bf16(const char* packed, const int64_t* ids,     \
+                                                      bf16* out, int64_t count, int64_t inputs,   \
+                                                      int64_t outputs) {                          \
+    octavo::unpack_rows<BITS>(packed, ids, out, count, inputs, outputs);                          \
+  }
+
+OCTAVO_QUANTIZED(8)
+OCTAVO_QUANTIZED(4)

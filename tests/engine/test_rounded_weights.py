@@ -1,0 +1,29 @@
+"""`--quantization`: the whole engine on rounded weights of the bundled model."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.engine.errors import ConfigError
+
+PROMPTS = ["Once upon a time there was", "The old king had three sons, and", "A"]
+PARAMS = SamplingParams(max_tokens=12, temperature=0, logprobs=1, ignore_eos=True)
+
+
+def answers(quantization: str, prompts: list[str]) -> list[tuple[object, ...]]:
+    with LLM(quantization=quantization, max_model_len=128, prefix_caching=False) as llm:
+        return [output.outputs[0].logprobs for output in llm.generate(prompts, PARAMS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_log_probabilities_are_the_same_bits_alone_and_in_company(quantization: str) -> None:
+    together = answers(quantization, PROMPTS)
+    assert together == [answers(quantization, [prompt])[0] for prompt in PROMPTS]
+    assert together != answers("none", PROMPTS)
+
+
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        answers("int3", PROMPTS)
