@@ -105,6 +105,21 @@ inline Ints dot(Ints sum, Bytes u, Bytes s) {
 
 #endif
 
+// Whole numbers of at most 127; false, and whatever comes, if one is none.
+inline bool store_bytes(int8_t* p, Lanes x) {
+#ifdef __AVX512F__
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+  return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q) == 0;
+#else
+  const __m256i sixteen = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(sixteen),
+                                   _mm256_extracti128_si256(sixteen, 1)));
+  return _mm256_movemask_ps(_mm256_cmp_ps(x.low, x.high, _CMP_UNORD_Q)) == 0;
+#endif
+}
+
 inline Bytes broadcast(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
@@ -203,18 +218,17 @@ void quantize(const T* x, int64_t count, int64_t group, int8_t* values, float* s
   const float magnitude = largest(most);
   *scale = magnitude / 127.0f;
   const Lanes inverse = all(magnitude > kNothing ? 127.0f / magnitude : 0.0f);
-  alignas(64) float rounded[kLanes];
   int32_t total = 0;
+  bool finite = true;
   for (int64_t i = 0; i < group; i += kLanes) {
     const int lanes = static_cast<int>(i < count ? least(kLanes, count - i) : 0);
-    store(rounded, lanes > 0 ? round(load(x + i, lanes) * inverse) : zero());
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float number = rounded[lane];
-      const bool finite = number >= -127 && number <= 127;
-      values[i + lane] = static_cast<int8_t>(finite ? number : 0);
-      total += values[i + lane];
-      if (!finite) *scale = __builtin_nanf("");
-    }
+    const Lanes rounded = round(load(x + i, lanes) * inverse);
+    finite = store_bytes(values + i, rounded) && finite;
+    total += static_cast<int32_t>(octavo::sum(rounded));  // whole, and far below 2^24: exact
+  }
+  if (!finite) {
+    *scale = __builtin_nanf("");
+    total = 0;
   }
   *sum = total;
 }
