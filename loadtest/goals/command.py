@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -87,6 +88,8 @@ def _measured(chosen: argparse.Namespace) -> dict[str, Any]:
     _tell("the machine's ceilings")
     ceiling = ceilings()
     found = Found()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # the servers must not outlive this
+        signal.signal(stop, signal.default_int_handler)
     try:
         for shape in chosen.shapes:
             _measure_shape(shape, chosen, peers, found)
