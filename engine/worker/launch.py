@@ -52,8 +52,9 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     memory = _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device)
-    # No core is left to the front end and the planner: a thread that lost its core to them has its
-    # work done by the others. With two cores, also contended ones, two were never slower than one.
+    # No core is left to the front end and the planner: what a thread that lost its core to them has
+    # not begun is done by the others. One core alone reads about half of what memory gives. Where
+    # neighbours keep the cores busy, --threads with one less may be as fast or a little faster.
     threads = config.threads or available_cores()
     ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
