@@ -1,14 +1,9 @@
-"""Triton reads when its kernels are defined whether they are to be interpreted."""
+"""Where the kernels of this folder run."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports octavo.kernels.cuda
 
 
 @pytest.fixture(scope="session")

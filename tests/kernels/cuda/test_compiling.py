@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,13 @@ SHARED = {80: 100 << 10, 90: 227 << 10}  # bytes a program may use
 def test_every_variant_compiles_without_a_spill(capability: int) -> None:
     # In a process of its own: kernels defined for the interpreter cannot be compiled.
     script = Path(__file__).with_name("compile_all.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, script, str(capability)], capture_output=True, text=True, check=False
+        [sys.executable, script, str(capability)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     variants = json.loads(done.stdout)
