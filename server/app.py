@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
 
 log = logging.getLogger(__name__)
+_LOOKS = (700, 10, 100)  # for garbage: the first two are Python's, the last is ten times its own
 
 
 def create_app(
@@ -220,6 +222,10 @@ class _Daemon:
         capacity = self._engine.capacity
         self._models.ready(capacity.max_model_len)
         self._metrics.on_ready(self._settings.engine_config(self._folder), capacity)
+        # Libraries and settings stay for good. Looking through them for garbage, again and again,
+        # was seen to stop the event loop for up to 170 ms.
+        gc.freeze()
+        gc.set_threshold(*_LOOKS)
         seconds = time.monotonic() - self._began
         model = next(iter(self._models))
         self._progress.ready(banner(model, capacity, url_of(self._listener), seconds))
