@@ -35,6 +35,6 @@ class EngineConfig:
     overlap: int = 1  # steps planned ahead: 0 or 1
     # What is to go wrong on purpose, in tests only (engine/faults/fault.py).
     test_fault: tuple[str, ...] = ()
-    threads: int | None = None  # None: the cores the container may use
+    threads: int | None = None  # None: one less than the cores the container may use
     pin_threads: bool = False  # tie each computing thread to a core of its own
     cpu_kernels: str = "auto"  # auto | reference | avx2 | avx512 | avx512_bf16

@@ -52,10 +52,10 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     memory = _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device)
-    # No core is left to the front end and the planner: what a thread that lost its core to them has
-    # not begun is done by the others. One core alone reads about half of what memory gives. Where
-    # neighbours keep the cores busy, --threads with one less may be as fast or a little faster.
-    threads = config.threads or available_cores()
+    # One core is left to the front end and the planner. With both of two computing, the bundled
+    # model made no more tokens under overload, and refusals took several times as long. A large
+    # model that is alone may gain by --threads: one core reads half of what memory gives.
+    threads = config.threads or max(1, available_cores() - 1)
     ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
         config.model,

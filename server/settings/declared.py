@@ -261,7 +261,7 @@ class Settings:
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,
         "Compute",
-        "Threads that compute. `auto`: the cores that the container may use.",
+        "Threads that compute. `auto`: one less than the cores that the container may use.",
     )
     pin_threads: bool = _setting(
         kinds.switch(),
