@@ -24,6 +24,8 @@ from .executor.base import Capacity, Executor
 from .executor.base import Progress as OnProgress
 from .heartbeat import Pulse, inherited_memory
 from .lifeline import die_with
+from .supervisor import MAX_RESTARTS
+from .watch import HANG_SECONDS
 
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
@@ -93,7 +95,7 @@ def build_engine(
 
 
 def build_async_engine(
-    config: EngineConfig, *, max_restarts: int, hang_timeout: float
+    config: EngineConfig, *, max_restarts: int = MAX_RESTARTS, hang_timeout: float = HANG_SECONDS
 ) -> AsyncEngine:
     """The engine in a process of its own. The process is started here and now, so that it loads
     while the caller still imports its web framework.
@@ -174,11 +176,12 @@ class _LogOverChannel(logging.Handler):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))  # what else there is, a Notice tells
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
-            self._channel.send(Notice(record.levelno, self.format(record)))
+            self._channel.send(Notice(record.levelno, record.name, self.format(record)))
 
 
 def main(arguments: list[str]) -> None:
@@ -201,7 +204,7 @@ def main(arguments: list[str]) -> None:
         run_engine(first.config, channel, pulse=pulse, on_started=_keep_what_is_there)
     except EOFError:
         return
-    except Exception as error:
+    except Exception as error:  # whatever ends this process, the front end is told what it was
         traceback.print_exc()
         with contextlib.suppress(OSError):
             channel.send(Fatal(type(error).__name__, f"{type(error).__name__}: {error}"))

@@ -76,6 +76,7 @@ class Notice:
     """A line for the front end's log, which knows the format; `level` is logging's."""
 
     level: int
+    logger: str  # its name
     text: str
 
 

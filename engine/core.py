@@ -96,7 +96,7 @@ class Engine:
         plan = self._in_flight.popleft()
         try:
             output = self._executor.collect()
-        except Exception as error:
+        except Exception as error:  # whatever an executor may raise, the engine outlives it
             # Its moves failed, and with them the whole step: its sequences end, the others go on.
             self._pulse.land(completed=False)
             log.exception("step %d failed", plan.number)
@@ -120,7 +120,7 @@ class Engine:
         """Note an exception that ends the engine: it is told apart from a death in a step."""
         try:
             yield
-        except Exception:
+        except Exception:  # whatever it is: it goes on its way
             self._pulse.stumble()
             raise
 

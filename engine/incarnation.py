@@ -91,8 +91,8 @@ class Incarnation:
             match message := await self._channel.receive():
                 case Progress(stage, done, total):
                     progress(stage, done, total)
-                case Notice(level, text):
-                    log.log(level, "%s", text)
+                case Notice(level, name, text):
+                    logging.getLogger(name).log(level, "%s", text)
                 case Ready(capacity):
                     self._ready_since = time.monotonic()
                     return capacity
@@ -116,8 +116,8 @@ class Incarnation:
                         yield report
                     case Missing() as answer:
                         yield answer
-                    case Notice(level, text):
-                        log.log(level, "%s", text)
+                    case Notice(level, name, text):
+                        logging.getLogger(name).log(level, "%s", text)
                     case Fatal(_, text):
                         self._told = f"ended: {text}"
                     case message:

@@ -23,6 +23,7 @@ from .config import EngineConfig
 from .heartbeat import SIZE, Heartbeat, Pulse, shared_memory
 
 STOP_GRACE_SECONDS = 5.0
+MAX_RESTARTS = 5  # fruitless ones in a row
 _REAP_SECONDS = 10.0
 _DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -57,7 +58,7 @@ class RestartPolicy:
     again does not help.
     """
 
-    def __init__(self, *, limit: int = 5, window: float = 600.0) -> None:
+    def __init__(self, *, limit: int = MAX_RESTARTS, window: float = 600.0) -> None:
         self._limit = limit
         self._window = window
         self._fruitless: list[float] = []
@@ -159,7 +160,7 @@ class EngineThread:
             run(channel, pulse)
         except EOFError:
             pass  # the front end left first
-        except BaseException as error:
+        except BaseException as error:  # nothing is above it that would hear of it
             self._error = error
         finally:
             channel.close()

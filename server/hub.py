@@ -84,7 +84,7 @@ def _fetch(model: str, revision: str | None, files: dict[str, int], progress: Pr
             raise ModelNotFound(
                 f"{place} is gated: ask for access on its page, then set HF_TOKEN."
             ) from None
-        except Exception as error:
+        except Exception as error:  # each version of the library raises another type
             if _is_of_the_disk(error):
                 raise _unwritable(place, error) from None
             raise ModelNotFound(

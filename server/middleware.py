@@ -83,7 +83,7 @@ class Reception:
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             status = _CLIENT_LEFT
-        except Exception as error:
+        except Exception as error:  # the last resort
             log.exception("a bug of the server")
             if begun:
                 tally.fail(error, row_of(error).status)

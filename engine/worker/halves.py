@@ -64,7 +64,7 @@ class Attempt:
         self.count += 1
         try:
             return self._compute(slices)
-        except Exception as error:
+        except Exception as error:  # kernels, allocators and rules raise whatever they like
             failure = Failure.of(error)
         if failure.out_of_memory and not any(earlier.out_of_memory for earlier in self.failures):
             release_memory()

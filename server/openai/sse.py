@@ -85,7 +85,7 @@ async def stream_answer(
         await asyncio.wait((first,), timeout=ping_seconds)
         if first.done():
             first.result()
-    except BaseException:
+    except BaseException:  # this task being cancelled, too: nobody else knows of `first`
         await _abandon(first, events)
         raise
     answer = EventSourceResponse(
@@ -133,7 +133,7 @@ async def _with_errors_as_event(
         except OctavoError as error:
             tally.fail(error, row_of(error).status)
             yield failure(error)
-        except Exception as error:
+        except Exception as error:  # a bug; the status has been sent, only an event can tell
             log.exception("a stream broke off")
             tally.fail(error, row_of(error).status)
             yield failure(error)
