@@ -19,7 +19,8 @@ from octavo.engine.params import SEED_BITS, FinishReason, Request, SamplingParam
 from octavo.engine.step import Delta, StepStats, TokenLogprobs, failure_of
 
 from .models import ServedModel, find_model
-from .openai.params import bad_words_ids, check_context, check_ids
+from .openai.params import bad_words_ids
+from .openai.prompts import check_context, check_ids
 from .settings import BUNDLED, Settings
 from .text.choice import ChoiceText
 

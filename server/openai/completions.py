@@ -26,19 +26,8 @@ from .logprobs import (
     prompt_entries,
     prompt_logprobs,
 )
-from .params import (
-    Scores,
-    check_choices,
-    check_context,
-    check_ids,
-    check_length,
-    completion_max_tokens,
-    context_of,
-    keep_last,
-    listed_prompts,
-    model_named,
-    sampling_params,
-)
+from .params import Scores, completion_max_tokens, context_of, model_named, sampling_params
+from .prompts import check_choices, check_context, listed_prompts, prompt_ids
 from .schema import CompletionRequest
 from .sse import DONE, ChunkWriter, stream_answer
 
@@ -232,22 +221,12 @@ def _prompts(
         InvalidParameter: there is none, one is empty, or texts and ids are mixed.
         ContextLengthExceeded: one is too long.
     """
-    special = True if body.add_special_tokens is None else body.add_special_tokens
     texts: list[str] = []
     prompts: list[Sequence[int]] = []
     listed = listed_prompts(body.prompt, "prompt")
     check_choices(len(listed), max(body.n or 1, body.best_of or 1), "prompt")
     for item in listed:
-        if isinstance(item, str):
-            if body.truncate_prompt_tokens is None:
-                check_length(item, model, context, "prompt")
-            ids = model.tokenizer.encode(item, add_special_tokens=special, parse_special=True)
-        else:
-            check_ids(item, model.config.vocab_size, "prompt")
-            ids = item
-        ids = keep_last(ids, body.truncate_prompt_tokens)
-        if not ids:
-            raise InvalidParameter("prompt: one has no tokens.", param="prompt")
+        ids = prompt_ids(item, body, model, context, "prompt")
         check_context(ids, max_tokens, context, "prompt")
         cut = body.truncate_prompt_tokens is not None
         prompts.append(ids)

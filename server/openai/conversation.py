@@ -9,7 +9,7 @@ from octavo.engine.errors import ConfigError, InvalidParameter
 
 from ..text.template import ChatTemplate, refusal
 from ..text.template_sandbox import TemplateFault
-from .params import check_length
+from .prompts import check_length
 from .schema import ChatRequest, Message, TokenizeRequest
 
 if TYPE_CHECKING:

@@ -21,15 +21,8 @@ from octavo.engine.params import PoolingKind, PoolingParams, SamplingParams
 
 from ..generation import Job, TextDelta
 from .desk import Desk, Visit, answer
-from .params import (
-    check_choices,
-    check_ids,
-    check_length,
-    context_of,
-    keep_last,
-    listed_prompts,
-    model_named,
-)
+from .params import context_of, model_named
+from .prompts import check_choices, listed_prompts, prompt_ids
 from .schema import Positive, Prompt, TimedRequest
 
 if TYPE_CHECKING:
@@ -137,21 +130,11 @@ def _prompts(body: EmbeddingRequest, model: ServedModel, context: int) -> list[S
     """
     listed = listed_prompts(body.input, "input")
     check_choices(len(listed), 1, "input")
-    special = True if body.add_special_tokens is None else body.add_special_tokens
     prompts: list[Sequence[int]] = []
     for item in listed:
         if not item:
             raise InvalidParameter("input: one is empty.", param="input")
-        if isinstance(item, str):
-            if body.truncate_prompt_tokens is None:
-                check_length(item, model, context, "input")
-            ids = model.tokenizer.encode(item, add_special_tokens=special, parse_special=True)
-        else:
-            check_ids(item, model.config.vocab_size, "input")
-            ids = item
-        ids = keep_last(ids, body.truncate_prompt_tokens)
-        if not ids:
-            raise InvalidParameter("input: one has no tokens.", param="input")
+        ids = prompt_ids(item, body, model, context, "input")
         if len(ids) > context:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {context} tokens, but an input has "

@@ -14,7 +14,8 @@ from .answers import Detokenized, ModelEntry, ModelList, ModelPermission, Tokeni
 from .conversation import encode_messages, template_for, template_options
 from .desk import Desk, answer
 from .errors import UnknownModel
-from .params import check_ids, model_named
+from .params import model_named
+from .prompts import check_ids
 from .schema import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from octavo.engine.errors import ContextLengthExceeded, EngineDead, InvalidParameter
+from octavo.engine.errors import EngineDead, InvalidParameter
 from octavo.engine.params import SamplingParams
 
 from ..models import ModelPool, ServedModel
 from .errors import UnknownModel
-from .schema import ChatRequest, CompletionRequest, GenerationRequest, Prompt
+from .prompts import check_ids
+from .schema import ChatRequest, CompletionRequest, GenerationRequest
 
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
@@ -22,7 +23,6 @@ MAX_STOP_IDS = 1024
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 256
 MAX_BIASES = 4096
-MAX_CHOICES = 16_384  # of one request: what is remembered of it grows with their number
 _BIAS_LIMIT = 100.0
 _UNOFFERED = ("functions", "function_call", "audio")
 
@@ -123,70 +123,6 @@ def chat_max_tokens(request: ChatRequest, model: ServedModel) -> int | None:
     given = request.max_tokens if newer is None else newer
     default = model.sampling_defaults.get("max_tokens")
     return int(default) if given is None and default is not None else given
-
-
-def check_context(prompt: Sequence[int], max_tokens: int | None, context: int, param: str) -> None:
-    """Raises ContextLengthExceeded: prompt and output do not fit, and nothing is cut silently."""
-    wanted = 1 if max_tokens is None else max_tokens
-    # One position more than the prompt is needed even where no output is wanted.
-    if len(prompt) + max(wanted, 1) > context:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {context} tokens, but {len(prompt)} in the "
-            f"prompt and {wanted} in the completion are {len(prompt) + wanted}.",
-            param=param,
-        )
-
-
-def check_ids(ids: Sequence[int], vocabulary: int, param: str) -> None:
-    """Raises InvalidParameter: an id is none of the model's."""
-    if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
-        wrong = next(i for i in ids if not 0 <= i < vocabulary)
-        raise InvalidParameter(
-            f"{param}: {wrong} is not a token id; they are 0 to {vocabulary - 1}.", param=param
-        )
-
-
-def listed_prompts(given: Prompt, param: str) -> list[str | list[int]]:
-    """Each prompt, a text or token ids. Raises InvalidParameter: none, or texts and ids mixed."""
-    listed: list[str | list[int]]
-    if isinstance(given, str) or (given and all(isinstance(item, int) for item in given)):
-        listed = [given]  # type: ignore[list-item]
-    else:
-        listed = given  # type: ignore[assignment]
-    kinds = {type(item) for item in listed}
-    if len(kinds) != 1 or not kinds <= {str, list}:
-        raise InvalidParameter(
-            f"{param} must be a text, a list of texts, a list of token ids, or a list of such "
-            f"lists.",
-            param=param,
-        )
-    return listed
-
-
-def check_choices(prompts: int, each: int, param: str) -> None:
-    """Raises InvalidParameter: more choices are asked for than one request may have."""
-    if prompts * each > MAX_CHOICES:
-        raise InvalidParameter(
-            f"{param}: {prompts} times {each} are more than the {MAX_CHOICES} choices that one "
-            f"request may ask for; send several requests.",
-            param=param,
-        )
-
-
-def keep_last(ids: list[int], count: int | None) -> list[int]:
-    """truncate_prompt_tokens."""
-    return ids if count is None else ids[-count:]
-
-
-def check_length(text: str, model: ServedModel, context: int, param: str) -> None:
-    """Raises ContextLengthExceeded: no need to tokenize `text` to see that it is too long."""
-    fewest = model.tokenizer.fewest_tokens(text)
-    if fewest > context:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {context} tokens, but {len(text)} characters "
-            f"are at least {fewest}.",
-            param=param,
-        )
 
 
 def _check_stream(request: GenerationRequest) -> None:

@@ -12,15 +12,8 @@ from ..generation import Job
 from ..text.message import Manner
 from .constraints import answer_grammar, manner_of, read_obligation
 from .conversation import encode_messages, template_for, template_options
-from .params import (
-    Scores,
-    chat_max_tokens,
-    check_context,
-    context_of,
-    keep_last,
-    model_named,
-    sampling_params,
-)
+from .params import Scores, chat_max_tokens, context_of, model_named, sampling_params
+from .prompts import check_context, keep_last
 
 if TYPE_CHECKING:
     from ..models import ServedModel

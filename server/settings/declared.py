@@ -1,76 +1,17 @@
-"""`Settings`: every setting, declared once.
-
-One declaration gives the flag (`--max-model-len`), the variable (`OCTAVO_MAX_MODEL_LEN`), the key
-of the YAML file (`max-model-len`), the help text and the check.
-"""
+"""`Settings`: every setting, declared once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from octavo.engine.config import EngineConfig
 
 from . import kinds
-from .kinds import Kind
+from .declaration import Declaration, setting
 
 BUNDLED = "bundled"
-VARIABLE_PREFIX = "OCTAVO_"
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """What is known of one setting before it has a value."""
-
-    name: str  # the field of Settings
-    kind: Kind
-    default: Any
-    group: str
-    help: str
-    aliases: tuple[str, ...]  # other flags, as operators of vLLM type them
-    secret: bool
-
-    @property
-    def key(self) -> str:
-        return self.name.replace("_", "-")
-
-    @property
-    def flag(self) -> str:
-        return f"--{self.key}"
-
-    @property
-    def variable(self) -> str:
-        return VARIABLE_PREFIX + self.name.upper()
-
-    def show(self, value: Any) -> str:
-        """The value as it could be typed; of a secret only whether there is one."""
-        if self.secret:
-            return "(set)" if value else "(none)"
-        return self.kind.show(value)
-
-
-def _setting(
-    kind: Kind,
-    default: Any,
-    group: str,
-    help: str,
-    *,
-    aliases: tuple[str, ...] = (),
-    secret: bool = False,
-) -> Any:
-    declared = {
-        "kind": kind,
-        "default": default,
-        "group": group,
-        "help": help,
-        "aliases": aliases,
-        "secret": secret,
-    }
-    return field(default=default, metadata=declared, repr=not secret)
-
-
 _ENGINE = EngineConfig(model="")  # its defaults are stated there
 
 
@@ -78,31 +19,31 @@ _ENGINE = EngineConfig(model="")  # its defaults are stated there
 class Settings:
     """Everything an operator can decide. Sizes in bytes, lengths in tokens, times in seconds."""
 
-    model: str = _setting(
+    model: str = setting(
         kinds.text("MODEL"),
         BUNDLED,
         "Model",
         "A checkpoint folder, a hub id (organisation/name), or `bundled`. May stand without flag.",
     )
-    revision: str | None = _setting(
+    revision: str | None = setting(
         kinds.optional(kinds.text("REVISION"), "none"),
         None,
         "Model",
         "Branch, tag or commit of a hub id.",
     )
-    served_model_name: tuple[str, ...] = _setting(
+    served_model_name: tuple[str, ...] = setting(
         kinds.texts("NAME"),
         (),
         "Model",
         "Names that requests may use; the first is the one in answers. Unset: the model's own.",
     )
-    load_format: str = _setting(
+    load_format: str = setting(
         kinds.choice("safetensors", "dummy", also={"auto": "safetensors"}),
         _ENGINE.load_format,
         "Model",
         "Where weights come from; `dummy` makes random ones from config.json.",
     )
-    dtype: str = _setting(
+    dtype: str = setting(
         kinds.choice(
             "auto",
             "bfloat16",
@@ -113,65 +54,65 @@ class Settings:
         "Model",
         "Number format of weights and KV cache; `auto`: what the device computes fast.",
     )
-    quantization: str = _setting(
+    quantization: str = setting(
         kinds.choice("none", "int8", "int4"),
         _ENGINE.quantization,
         "Model",
         "Round a float checkpoint's weights as they are loaded: less memory and time a token.",
     )
-    max_model_len: int | None = _setting(
+    max_model_len: int | None = setting(
         kinds.optional(kinds.tokens(), "auto"),
         _ENGINE.max_model_len,
         "Model",
         "Longest context, prompt and output together. `auto`: what checkpoint and memory allow.",
     )
-    chat_template: str | None = _setting(
+    chat_template: str | None = setting(
         kinds.optional(kinds.text("FILE"), "none"),
         None,
         "Model",
         "A Jinja file, or the template itself, in place of the checkpoint's own.",
     )
-    generation_config: str = _setting(
+    generation_config: str = setting(
         kinds.choice("auto", "none", also={"vllm": "none"}),
         "auto",
         "Model",
         "Whether the checkpoint's generation_config.json gives sampling defaults (`auto`).",
     )
 
-    kv_memory: int | None = _setting(
+    kv_memory: int | None = setting(
         kinds.optional(kinds.byte_size(2**10), "auto"),
         _ENGINE.kv_memory,
         "Memory",
         "Size of the KV cache. `auto`: from --memory-utilization.",
         aliases=("kv-cache-memory-bytes",),
     )
-    memory_utilization: float = _setting(
+    memory_utilization: float = setting(
         kinds.fraction(),
         _ENGINE.memory_utilization,
         "Memory",
         "Share of the memory free at start that octavo may take, weights included.",
         aliases=("gpu-memory-utilization",),
     )
-    swap_space: int = _setting(
+    swap_space: int = setting(
         kinds.byte_size(bare_gib_below=1024),
         _ENGINE.swap_space,
         "Memory",
         "Host memory for KV blocks of preempted requests; a bare number is in GiB. 0: none.",
     )
-    block_size: int = _setting(
+    block_size: int = setting(
         kinds.integer(1, 256),
         _ENGINE.block_size,
         "Memory",
         "Tokens in a KV block.",
     )
-    prefix_caching: bool = _setting(
+    prefix_caching: bool = setting(
         kinds.switch(),
         _ENGINE.prefix_caching,
         "Memory",
         "Keep KV blocks of finished requests for prompts that begin alike.",
         aliases=("enable-prefix-caching",),
     )
-    prefix_cache_salt: str = _setting(
+    prefix_cache_salt: str = setting(
         kinds.choice("none", "key"),
         "none",
         "Memory",
@@ -179,71 +120,71 @@ class Settings:
         "can tell from times what others have asked. `cache_salt` of a request separates further.",
     )
 
-    max_num_seqs: int = _setting(
+    max_num_seqs: int = setting(
         kinds.integer(1),
         _ENGINE.max_num_seqs,
         "Scheduling",
         "Sequences that run at the same time.",
     )
-    max_num_batched_tokens: int = _setting(
+    max_num_batched_tokens: int = setting(
         kinds.tokens(),
         _ENGINE.max_num_batched_tokens,
         "Scheduling",
         "Tokens computed in one step: longer prompts are cut into chunks.",
     )
-    itl_target: float | None = _setting(
+    itl_target: float | None = setting(
         kinds.optional(kinds.seconds(), "auto"),
         _ENGINE.itl_target,
         "Scheduling",
         "Time between two tokens of a stream that prompts computed beside it may not exceed; 0: no "
         "limit, for throughput alone. `auto`: 0.1 on a CPU.",
     )
-    scheduling_policy: str = _setting(
+    scheduling_policy: str = setting(
         kinds.choice("fcfs", "priority"),
         _ENGINE.scheduling_policy,
         "Scheduling",
         "Who runs first: first come first served, or lowest `priority` first.",
     )
-    preemption: str = _setting(
+    preemption: str = setting(
         kinds.choice("auto", "recompute", "swap"),
         _ENGINE.preemption,
         "Scheduling",
         "What happens to the KV blocks of a preempted request; `auto`: whichever costs less.",
         aliases=("preemption-mode",),
     )
-    overlap: int = _setting(
+    overlap: int = setting(
         kinds.integer(0, 1),
         _ENGINE.overlap,
         "Scheduling",
         "Steps planned ahead while one computes.",
     )
-    max_queue_requests: int = _setting(
+    max_queue_requests: int = setting(
         kinds.integer(1),
         1024,
         "Scheduling",
         "Requests that may wait for their first token; more are answered with 429.",
     )
-    max_queue_tokens: int = _setting(
+    max_queue_tokens: int = setting(
         kinds.tokens(),
         2**20,
         "Scheduling",
         "Tokens of prompts that may wait for their first token; more are answered with 429.",
     )
-    request_timeout: float | None = _setting(
+    request_timeout: float | None = setting(
         kinds.optional(kinds.seconds(), "none"),
         None,
         "Scheduling",
         "Time that a request may take, from arrival to the end; it may ask for less. 0: no limit.",
     )
 
-    max_engine_restarts: int = _setting(
+    max_engine_restarts: int = setting(
         kinds.integer(0),
         5,
         "Supervision",
         "Times that an engine is started again which died without a completed step, within ten "
         "minutes; at the next death the daemon ends.",
     )
-    hang_timeout: float = _setting(
+    hang_timeout: float = setting(
         kinds.seconds(1.0),
         10.0,
         "Supervision",
@@ -251,31 +192,31 @@ class Settings:
         "predicted to be long has 20 times that.",
     )
 
-    device: str = _setting(
+    device: str = setting(
         kinds.choice("auto", "cpu"),
         _ENGINE.device,
         "Compute",
         "Where the model is computed.",
     )
-    threads: int | None = _setting(
+    threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,
         "Compute",
         "Threads that compute. `auto`: one less than the cores that the container may use.",
     )
-    pin_threads: bool = _setting(
+    pin_threads: bool = setting(
         kinds.switch(),
         _ENGINE.pin_threads,
         "Compute",
         "Tie each computing thread to a core; for a daemon that has its cores to itself.",
     )
-    cpu_kernels: str = _setting(
+    cpu_kernels: str = setting(
         kinds.choice("auto", "reference", "avx2", "avx512", "avx512_bf16"),
         _ENGINE.cpu_kernels,
         "Compute",
         "Instruction set of the kernels on a CPU. `auto`: the best it has; `reference`: torch.",
     )
-    tensor_parallel_size: int = _setting(
+    tensor_parallel_size: int = setting(
         kinds.integer(1, 1),
         1,
         "Compute",
@@ -283,11 +224,11 @@ class Settings:
         aliases=("tp",),
     )
 
-    host: str = _setting(kinds.text("HOST"), "127.0.0.1", "Server", "Address to listen on.")
-    port: int = _setting(
+    host: str = setting(kinds.text("HOST"), "127.0.0.1", "Server", "Address to listen on.")
+    port: int = setting(
         kinds.integer(0, 65535), 8000, "Server", "Port to listen on; 0 takes any free one."
     )
-    api_key: tuple[str, ...] = _setting(
+    api_key: tuple[str, ...] = setting(
         kinds.texts("KEY"),
         (),
         "Server",
@@ -295,102 +236,102 @@ class Settings:
         "or file than as a flag, which other users of the machine can see.",
         secret=True,
     )
-    api_key_file: str | None = _setting(
+    api_key_file: str | None = setting(
         kinds.optional(kinds.text("FILE"), "none"),
         None,
         "Server",
         "A file with more keys, one a line; lines that begin with # are comments.",
     )
-    allowed_origins: tuple[str, ...] = _setting(
+    allowed_origins: tuple[str, ...] = setting(
         kinds.texts("ORIGIN"),
         ("*",),
         "Server",
         "Web origins whose pages may use the API (CORS).",
     )
-    root_path: str | None = _setting(
+    root_path: str | None = setting(
         kinds.optional(kinds.text("PATH"), "none"),
         None,
         "Server",
         "Path below which a reverse proxy shows the API.",
     )
-    max_body_size: int = _setting(
+    max_body_size: int = setting(
         kinds.byte_size(2**10),
         32 * 2**20,
         "Server",
         "Longest request body; a longer one is answered with 413.",
     )
-    body_timeout: float = _setting(
+    body_timeout: float = setting(
         kinds.seconds(0.1),
         30.0,
         "Server",
         "Time in which a request body must have arrived, or else 408.",
     )
-    header_timeout: float = _setting(
+    header_timeout: float = setting(
         kinds.seconds(0.1),
         10.0,
         "Server",
         "Time in which the headers of a request must have arrived, or else 408.",
     )
-    keep_alive_timeout: float = _setting(
+    keep_alive_timeout: float = setting(
         kinds.seconds(0.1),
         75.0,
         "Server",
         "Silence between two requests after which a connection is closed.",
         aliases=("timeout-keep-alive",),
     )
-    max_header_size: int = _setting(
+    max_header_size: int = setting(
         kinds.byte_size(2**10),
         32 * 2**10,
         "Server",
         "Longest headers of a request, all together; longer ones are answered with 431.",
     )
-    max_connections: int | None = _setting(
+    max_connections: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),
         None,
         "Server",
         "Connections at the same time; more are answered with 503. `auto`: as many as the limit "
         "of open files allows.",
     )
-    ping_interval: float = _setting(
+    ping_interval: float = setting(
         kinds.seconds(0.1),
         10.0,
         "Server",
         "Silence in a stream after which a comment keeps the connection alive.",
     )
-    slow_reader_timeout: float = _setting(
+    slow_reader_timeout: float = setting(
         kinds.seconds(1.0),
         60.0,
         "Server",
         "Time in which a client must take some of what is sent, or else its connection ends.",
     )
-    drain_timeout: float = _setting(
+    drain_timeout: float = setting(
         kinds.seconds(),
         60.0,
         "Server",
         "Time for running requests to finish when the daemon is told to stop.",
     )
-    trust_request_chat_template: bool = _setting(
+    trust_request_chat_template: bool = setting(
         kinds.switch(),
         False,
         "Server",
         "Let requests bring their own chat_template (it runs in a sandbox).",
     )
 
-    log_format: str = _setting(
+    log_format: str = setting(
         kinds.choice("text", "json"), "text", "Logs", "Lines for people, or one object a line."
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         kinds.choice("debug", "info", "warning", "error", also={"warn": "warning"}),
         "info",
         "Logs",
         "The least important kind of line that is written.",
         aliases=("uvicorn-log-level",),
     )
-    log_requests: bool = _setting(
+    log_requests: bool = setting(
         kinds.switch(), True, "Logs", "Write a line for each finished request."
     )
 
-    test_fault: tuple[str, ...] = _setting(
+    test_fault: tuple[str, ...] = setting(
         kinds.faults(),
         (),
         "Tests",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from itertools import groupby
 
-from .declared import Declaration, declarations
+from .declaration import Declaration
+from .declared import declarations
 from .sources import WITHOUT_EFFECT, Loaded
 
 _INDENT = " " * 6

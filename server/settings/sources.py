@@ -10,7 +10,8 @@ from typing import Any
 
 from octavo.engine.errors import ConfigError
 
-from .declared import VARIABLE_PREFIX, Declaration, Settings, declarations
+from .declaration import VARIABLE_PREFIX, Declaration
+from .declared import Settings, declarations
 
 # Flags of vLLM that ask for what octavo does anyway, or has no need of: (takes a value, why).
 WITHOUT_EFFECT = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +11,8 @@ import pytest
 from octavo.server.observe import log
 
 from .serving import Served, serve
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 FORGED = "\r\n2026-01-01T00:00:00.000Z ERROR   forged status=200 id=1"
 NASTY = (
@@ -25,18 +25,6 @@ NASTY = (
     "a" * 5000,
     '" status=200 "',
 )
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    ours = logging.getLogger("octavo").level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("octavo").setLevel(ours)
-    logging.getLogger("uvicorn.access").disabled = False
 
 
 async def ask_nastily(server: Served) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -18,17 +17,7 @@ from octavo.server.observe.metrics import Metrics
 from octavo.server.observe.record import FinishedRequest
 from octavo.server.observe.throughput import Throughput
 
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    ours = logging.getLogger("octavo").level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("octavo").setLevel(ours)
-    logging.getLogger("uvicorn.access").disabled = False
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def finished(**changes: object) -> FinishedRequest:
