@@ -38,7 +38,7 @@ def providers_with(cpu_kernels: str = "auto") -> Mapping[str, tuple[str, ...]]:
             f"This CPU has no instructions for the kernels {cpu_kernels!r}, only for "
             f"{', '.join(('reference', *levels()))}."
         )
-    return MappingProxyType({"cpu": (*own, "reference")})
+    return MappingProxyType({"cpu": (*own, "reference"), "cuda": ("cuda", "reference")})
 
 
 def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] | None = None) -> Ops:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import activation, attention, cache, norm, rope, sampling
+from . import activation, attention, cache, norm, projected, rope, sampling
 
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
@@ -18,6 +18,7 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "rotate": rope.rotate,
         "silu_mul": activation.silu_mul,
         "plan_attention": attention.plan_attention,
+        "attend_projected": projected.attend_projected,
         "copy_blocks": cache.copy_blocks,
         "gumbel_argmax": sampling.gumbel_argmax,
     }

@@ -9,9 +9,8 @@ what else is in the step (flash-decoding, Dao et al. 2023, made batch-invariant)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -41,14 +40,16 @@ def attend_kernel(
     heads, splits,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, CELLS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr,
-    CAPPED: tl.constexpr, PARTS: tl.constexpr, UPCAST: tl.constexpr,
+    CAPPED: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile, one KV head, one split; with PARTS unnormalised, to be merged."""
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    sequence = tl.load(tiles + 2 * tile)
-    if sequence < 0:  # an idle tile: graphs have a fixed number of them
-        return
-    first_query = tl.load(tiles + 2 * tile + 1)
+    sequence, first_query = tile, 0
+    if TILED:
+        sequence = tl.load(tiles + 2 * tile)
+        if sequence < 0:  # an idle tile: graphs have a fixed number of them
+            return
+        first_query = tl.load(tiles + 2 * tile + 1)
     first_row = tl.load(query_offsets + sequence)
     queries = tl.load(query_offsets + sequence + 1) - first_row
     context = tl.load(context_lengths + sequence)
@@ -146,6 +147,27 @@ def merge_kernel(
 
 
 @triton.jit
+def tiles_kernel(query_offsets, tiles, sequences, count, step, BLOCK: tl.constexpr):
+    """Sequence and first query of every tile; one program per sequence, and one more for those of
+    the `count` tiles that stay idle: graphs have a fixed number of them."""
+    sequence = tl.program_id(0)
+    index = tl.arange(0, BLOCK)
+    begin = tl.load(query_offsets + index, mask=index < sequences, other=0)
+    end = tl.load(query_offsets + index + 1, mask=index < sequences, other=0)
+    needed = (end - begin + step - 1) // step
+    first = tl.sum(tl.where(index < sequence, needed, 0), axis=0)
+    own = tl.sum(tl.where(index == sequence, needed, 0), axis=0)
+    idle = sequence == sequences
+    if idle:
+        own = count - first
+    for start in range(0, own, BLOCK):
+        tile = start + index
+        to = tiles + 2 * (first + tile)
+        tl.store(to, tl.where(idle, -1, sequence + tile * 0), mask=tile < own)
+        tl.store(to + 1, tile * step, mask=tile < own)
+
+
+@triton.jit
 def store_kernel(
     key, value, cache, slots,
     key_stride, value_stride, block_stride, half_stride, cell_stride, size,
@@ -173,9 +195,13 @@ def plan_attention(
     query_lengths: tuple[int, ...],
     context_lengths_host: tuple[int, ...],
     block_size: int,
-) -> _Plan:
-    """See `ops.PlanAttention`."""
-    return _Plan(
+) -> Plan:
+    """See `ops.PlanAttention`.
+
+    What the host's lengths say are upper bounds: the kernels read the device's. So a plan may be
+    captured in a graph; a sequence of context 0 whose slots are -1 is padding.
+    """
+    return Plan(
         query_offsets=query_offsets,
         context_lengths=context_lengths,
         block_tables=block_tables,
@@ -187,7 +213,7 @@ def plan_attention(
 
 
 @dataclass(slots=True)
-class _Plan:
+class Plan:
     """See `ops.AttentionPlan`."""
 
     query_offsets: Tensor  # int32 [sequences + 1]
@@ -197,15 +223,15 @@ class _Plan:
     query_lengths: tuple[int, ...]
     longest: int  # context, in cells
     block_size: int
-    _tiles: Tensor | None = None
-    _few: bool = True  # queries of each sequence: small tiles, whose contexts are split
+    _tiles: dict[int, Tensor] = field(default_factory=dict)  # int32 [tiles, 2], by their queries
 
     def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
         tokens, kv_heads, head_dim = key.shape
         size = kv_heads * head_dim
         if tokens:
+            key, value = _cells(key), _cells(value)
             store_kernel[(tokens,)](
-                _cells(key), _cells(value), cache, self.slot_mapping,
+                key, value, cache, self.slot_mapping,
                 key.stride(0), value.stride(0), cache.stride(0), cache.stride(1), cache.stride(2),
                 size, BLOCK_SIZE=self.block_size, BLOCK=triton.next_power_of_2(size),
             )  # fmt: skip
@@ -225,10 +251,14 @@ class _Plan:
         if tokens == 0:
             return out
         group = heads // kv_heads
-        tiles = self._tile(group)
+        # One size of tiles for the whole step: small ones, each a whole sequence, whose contexts
+        # are split, where no sequence has many queries.
+        few = max(self.query_lengths) * group <= max(_DECODE_ROWS, group)
         columns = max(16, triton.next_power_of_2(head_dim))
-        rows, cells, warps = tile_shape(columns, few=self._few)
-        splits = -(-self.longest // SPLIT) if self._few else 1
+        rows, cells, warps = tile_shape(columns, few=few)
+        rows = max(rows, triton.next_power_of_2(group))
+        tiles = None if few else self._tile(rows // group)
+        splits = max(1, triton.cdiv(self.longest, SPLIT)) if few else 1
         parts = splits > 1
         sums = maxima = totals = None
         if parts:
@@ -236,16 +266,17 @@ class _Plan:
             sums = torch.empty((*shape, head_dim), dtype=torch.float32, device=query.device)
             maxima = torch.empty(shape, dtype=torch.float32, device=query.device)
             totals = torch.empty(shape, dtype=torch.float32, device=query.device)
-        attend_kernel[(len(tiles), kv_heads, splits)](
-            _cells(query), cache, out, sums, maxima, totals,
+        query = _cells(query)
+        attend_kernel[(len(self.query_lengths) if tiles is None else len(tiles), kv_heads, splits)](
+            query, cache, out, sums, maxima, totals,
             self.block_tables, self.context_lengths, self.query_offsets, tiles,
             scale, softcap or 1.0, self.longest if window is None else window,
             query.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), cache.stride(3),
             self.block_tables.stride(0), heads, splits,
             GROUP=group, HEAD_DIM=head_dim, BLOCK_D=columns,
-            ROWS=max(rows, triton.next_power_of_2(group)), CELLS=cells, BLOCK_SIZE=self.block_size,
-            SPLIT=SPLIT, CAPPED=softcap is not None, PARTS=parts, UPCAST=interpreted(query),
-            num_warps=warps,
+            ROWS=rows, CELLS=cells, BLOCK_SIZE=self.block_size,
+            SPLIT=SPLIT, CAPPED=softcap is not None, PARTS=parts, TILED=tiles is not None,
+            UPCAST=interpreted(query), num_warps=warps,
         )  # fmt: skip
         if parts:
             merge_kernel[(tokens * heads,)](
@@ -253,21 +284,19 @@ class _Plan:
             )
         return out
 
-    def _tile(self, group: int) -> Tensor:
-        """Sequence and first query of every tile, int32 [tiles, 2]. One size for the whole step:
-        small tiles, whose contexts are split, where no sequence has many queries."""
-        if self._tiles is None:
-            self._few = max(self.query_lengths) * group <= _DECODE_ROWS
-            rows = _DECODE_ROWS if self._few else _PROMPT_ROWS
-            step = max(rows, triton.next_power_of_2(group)) // group
-            tiles = [
-                (sequence, first)
-                for sequence, queries in enumerate(self.query_lengths)
-                for first in range(0, queries, step)
-            ]
-            packed = torch.from_numpy(np.array(tiles, dtype=np.int32))
-            self._tiles = packed.to(self.query_offsets.device, non_blocking=True)
-        return self._tiles
+    def _tile(self, queries: int) -> Tensor:
+        """Tiles of so many queries, as many as the host's lengths allow for."""
+        if queries not in self._tiles:
+            count = sum(triton.cdiv(length, queries) for length in self.query_lengths)
+            sequences = len(self.query_lengths)
+            device = self.query_offsets.device
+            tiles = torch.empty((count, 2), dtype=torch.int32, device=device)
+            tiles_kernel[(sequences + 1,)](
+                self.query_offsets, tiles, sequences, count, queries,
+                BLOCK=triton.next_power_of_2(sequences), num_warps=1,
+            )  # fmt: skip
+            self._tiles[queries] = tiles
+        return self._tiles[queries]
 
 
 def _cells(x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     of 8 bits; of 4 bits it becomes -8, whatever its sign, because there is no +8.
     """
     outputs, inputs = weight.shape
-    values = torch.empty(outputs, inputs, dtype=torch.uint8)
-    scales = torch.empty(outputs, -(-inputs // GROUPS[bits]), dtype=torch.bfloat16)
+    values = weight.new_empty(outputs, inputs, dtype=torch.uint8)
+    scales = weight.new_empty(outputs, -(-inputs // GROUPS[bits]), dtype=torch.bfloat16)
     for first in range(0, outputs, _ROWS):
         some = slice(first, first + _ROWS)
         values[some], scales[some] = _quantize(weight[some].float(), bits)

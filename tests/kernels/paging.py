@@ -25,9 +25,10 @@ class PagedStep:
     def plan(self, plan_attention: PlanAttention) -> AttentionPlan:
         queries = tuple(q for q, _ in self.slices)
         contexts = tuple(c for _, c in self.slices)
+        device = self.cache.device
         return plan_attention(
-            query_offsets=torch.tensor([0, *queries]).cumsum(0).int(),
-            context_lengths=torch.tensor(contexts, dtype=torch.int32),
+            query_offsets=torch.tensor([0, *queries], device=device).cumsum(0).int(),
+            context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
             block_tables=self.block_tables,
             slot_mapping=self.slot_mapping,
             query_lengths=queries,

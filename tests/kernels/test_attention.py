@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from octavo.kernels.ops import AttendProjected, AttentionLayer, PlanAttention
+from octavo.kernels.ops import PlanAttention
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.attention import plan_attention as reference
 
 from .paging import PagedStep, paged_step
+from .projecting import projected_case
 from .providers import PROVIDERS, find, with_threads
 
 
@@ -236,71 +235,5 @@ def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads
 def test_attention_from_projections(
     provider: str, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype
 ) -> None:
-    """Norms, rotation, the store and attention, each by its definition in float64."""
-    heads, kv_heads, slices = 6, 2, ((1, 40), (21, 21), (3, 17))
-    step = paged_step(slices, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype)
-    tokens = len(step.query)
-    generator = torch.Generator().manual_seed(5)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    projected = normal(tokens, (heads + 2 * kv_heads) * head_dim)
-    angles = torch.rand(tokens, 1, rotary // 2, generator=generator) * 6
-    cosine = torch.cat((angles.cos(), angles.cos()), -1).to(dtype)
-    sine = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype)
-    layer = AttentionLayer(
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        scale=head_dim**-0.5,
-        window=12,
-        query_norm=normal(head_dim) if normed else None,
-        key_norm=normal(head_dim) if normed else None,
-        epsilon=1e-5,
-    )
-    query, key, value = (
-        projected.double().view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], dim=1)
-    )
-    query, key = (
-        _rotated(_normed(x, weight), cosine.double(), sine.double())
-        for x, weight in ((query, layer.query_norm), (key, layer.key_norm))
-    )
-    expected = _with_new_cells(step, query, key, value).attended(
-        scale=layer.scale, window=12, softcap=None
-    )
-
-    attend_projected: AttendProjected = find(provider, "attend_projected")
-    plan = step.plan(find(provider, "plan_attention"))
-    got = attend_projected(plan, step.cache, projected, cosine, sine, layer)
-    assert got.dtype == dtype and got.shape == (tokens, heads * head_dim)
-    near = {"atol": 4e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 4e-2, "rtol": 4e-2}
-    torch.testing.assert_close(got.double(), expected.flatten(1), **near)
-    blocks, offsets = step.slot_mapping // 8, step.slot_mapping % 8
-    stored = step.cache[blocks, :, offsets].double()  # [tokens, 2, kv_heads, head_dim]
-    torch.testing.assert_close(stored, torch.stack((key, value), dim=1), **near)
-
-
-def _normed(x: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return x
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-
-
-def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    rotary = cosine.shape[-1]
-    turned = x[..., :rotary] * cosine + x[..., :rotary].roll(rotary // 2, -1) * sine
-    return torch.cat((turned, x[..., rotary:]), dim=-1)
-
-
-def _with_new_cells(step: PagedStep, query: Tensor, key: Tensor, value: Tensor) -> PagedStep:
-    """The step, but for what its own tokens bring."""
-    keys, values, first = [], [], 0
-    for (queries, context), old_key, old_value in zip(
-        step.slices, step.keys, step.values, strict=True
-    ):
-        new = slice(first, first + queries)
-        keys.append(torch.cat((old_key[: context - queries].double(), key[new])))
-        values.append(torch.cat((old_value[: context - queries].double(), value[new])))
-        first += queries
-    return replace(step, query=query, keys=keys, values=values)
+    case = projected_case(head_dim=head_dim, rotary=rotary, normed=normed, dtype=dtype)
+    case.check(find(provider, "plan_attention"), find(provider, "attend_projected"))

@@ -41,6 +41,15 @@ def test_the_cpu_has_every_op() -> None:
     assert "missing" not in registry.explain(CPU).values()
 
 
+def test_a_gpu_has_every_op_and_its_own_for_what_each_layer_does() -> None:
+    pytest.importorskip("triton")
+    explained = registry.explain(torch.device("cuda"))
+    assert set(explained.values()) == {"cuda", "reference"}
+    for op in ("rms_norm", "add_rms_norm", "silu_mul", "attend_projected", "gumbel_argmax"):
+        assert explained[op] == "cuda"
+    registry.resolve(torch.device("cuda"))
+
+
 def test_the_first_provider_that_has_an_op_gives_it(
     provide: Callable[[str, dict[str, Callable[..., Any]]], None],
 ) -> None:
@@ -66,5 +75,5 @@ def test_an_op_that_nobody_has_is_named(
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(NotImplementedError, match=r"'meta', only for cpu"):
+    with pytest.raises(NotImplementedError, match=r"'meta', only for cpu, cuda"):
         registry.resolve(torch.device("meta"))

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from octavo.kernels.cuda import activation, attention, cache, norm, rope, sampling
+from octavo.kernels.cuda import activation, attention, cache, norm, projected, rope, sampling
 
 _ALIGNED = [["tt.divisibility", 16]]
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -31,6 +31,7 @@ def variants() -> Iterator[Variant]:
     """What the launchers launch, for the shapes of the models we know."""
     for dtype in ("bf16", "fp16"):
         yield from _attention(dtype)
+        yield from _projected(dtype)
         for add in (False, True):
             types = dict.fromkeys(("x", "residual", "weight", "out"), f"*{dtype}")
             types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
@@ -48,6 +49,9 @@ def variants() -> Iterator[Variant]:
     for named in (False, True):
         constants = {"NAMED": named, "BLOCK": 2048}
         yield f"gumbel named={named}", sampling.gumbel_argmax_kernel, types, constants, 4
+    types = {"query_offsets": "*i32", "tiles": "*i32", "sequences": "i32", "count": "i32"}
+    types |= {"step": "i32"}
+    yield "tiles", attention.tiles_kernel, types, {"BLOCK": 256}, 1
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
@@ -80,6 +84,7 @@ def _attention(dtype: str) -> Iterator[Variant]:
                         "SPLIT": attention.SPLIT,
                         "CAPPED": capped,
                         "PARTS": parts,
+                        "TILED": kind == "prompt",
                         "UPCAST": False,
                     }
                     name = f"{kind} {dtype} {head_dim} capped={capped} parts={parts}"
@@ -88,6 +93,27 @@ def _attention(dtype: str) -> Iterator[Variant]:
         yield f"merge {dtype} {head_dim}", attention.merge_kernel, types, constants, 1
     constants = {"BLOCK_SIZE": 16, "BLOCK": 1024}
     yield f"store {dtype}", attention.store_kernel, types, constants, 4
+
+
+def _projected(dtype: str) -> Iterator[Variant]:
+    pointers = ("projected", "query_norm", "key_norm", "cosine", "sine", "query", "cache")
+    strides = ("token_stride", "block_stride", "half_stride", "cell_stride")
+    types = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(strides, "i32")
+    types |= {"slots": "*i64", "epsilon": "fp32"}
+    for head_dim, rotary, normed in ((64, 64, False), (80, 32, False), (128, 128, True)):
+        columns = triton.next_power_of_2(head_dim)
+        constants = {
+            "HEADS": 32,
+            "KV_HEADS": 8,
+            "HEAD_DIM": head_dim,
+            "ROTARY": rotary,
+            "NORMED": normed,
+            "BLOCK_SIZE": 16,
+            "BLOCK_H": 2048 // columns,
+            "BLOCK_D": columns,
+        }
+        name = f"prepare {dtype} {head_dim} normed={normed}"
+        yield name, projected.prepare_kernel, types, constants, 8
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:
