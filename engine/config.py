@@ -14,9 +14,9 @@ class EngineConfig:
 
     model: str  # a checkpoint folder; hub ids are resolved by the front end
     load_format: str = "safetensors"  # or "dummy": random weights from config.json
-    dtype: str = "auto"  # auto | bfloat16 | float32
+    dtype: str = "auto"  # auto | bfloat16 | float16 | float32
     quantization: str = "none"  # none | int8 | int4: weights are rounded as they are loaded
-    device: str = "auto"  # auto | cpu
+    device: str = "auto"  # one of those of engine/device.py
     max_model_len: int | None = None  # None: what the checkpoint and the memory allow
     block_size: int = 16
     max_num_seqs: int = 64

@@ -4,40 +4,108 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib.util
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from .errors import ConfigError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEVICES = ("auto", "cpu", "cuda")
+_LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 in tensor cores, asynchronous copies
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`: "cpu", or "auto" for the best there is."""
-    if name not in ("auto", "cpu"):
-        raise ConfigError(f"--device {name} is not known; it must be auto or cpu.")
+    """The device called `name`: "cpu", "cuda", or "auto" for a GPU where there is one that suits.
+
+    Raises:
+        ConfigError: the name is unknown, or there is no such GPU; the message says what is missing.
+    """
+    if name not in _DEVICES:
+        raise ConfigError(f"--device {name} is not known; it must be auto, cpu or cuda.")
+    if name == "cpu":
+        return torch.device("cpu")
+    lack = _lack_of_gpu()
+    if lack is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if name == "cuda":
+        raise ConfigError(f"--device cuda: {lack}; --device cpu computes without a GPU.")
+    if torch.cuda.is_available():
+        log.warning("computing on the CPU although there is a GPU: %s", lack)
     return torch.device("cpu")
 
 
-def pick_dtype(name: str, stored: str) -> torch.dtype:
-    """The number format called `name`; "auto" keeps that of the checkpoint (`stored`).
+def _lack_of_gpu() -> str | None:
+    """Why no GPU of this machine can be used; None where one can."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) was built without CUDA; install one that has it"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    except (RuntimeError, AssertionError) as error:  # no driver, an old one, no device for us
+        told = str(error).strip().partition("\n")[0].rstrip(".")
+        return (
+            f"torch finds no GPU that it can use ({told}); the driver, or what a container is "
+            f"given (--gpus all), is missing"
+        )
+    if capability < _LEAST_CAPABILITY:
+        has, needs = (".".join(map(str, pair)) for pair in (capability, _LEAST_CAPABILITY))
+        return f"the {name} has compute capability {has}, and octavo's kernels need {needs}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton, in which its kernels are written, is not installed"
+    return None
 
-    A float16 checkpoint becomes bfloat16, because CPUs compute float16 slowly if at all: it stays
-    as small, and keeps the range of its numbers but 8 of their 11 bits. --dtype float32 keeps all.
+
+def pick_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+    """The number format called `name`; "auto" keeps that of the checkpoint (`stored`) where the
+    device computes it fast.
+
+    On a CPU a float16 checkpoint becomes bfloat16, because CPUs compute float16 slowly if at all:
+    it stays as small, and keeps the range of its numbers but 8 of their 11 bits. On a GPU a float32
+    one does, because its tensor cores take 16 bits. --dtype float32 keeps all.
     """
+    slow = "float16" if device.type == "cpu" else "float32"
     if name == "auto":
-        name = "bfloat16" if stored == "float16" else stored
+        name = "bfloat16" if stored == slow else stored
         if name not in _DTYPES:
             raise ConfigError(
                 f"The checkpoint's weights are stored as {stored}, which octavo does not compute "
                 f"in; choose --dtype bfloat16 or float32."
             )
     if name not in _DTYPES:
-        raise ConfigError(f"--dtype {name} is not known; it must be auto, bfloat16 or float32.")
+        raise ConfigError(
+            f"--dtype {name} is not known; it must be auto, bfloat16, float16 or float32."
+        )
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "--dtype float16 is for GPUs, a CPU computes it slowly; use bfloat16 or float32."
+        )
     return _DTYPES[name]
+
+
+class Marker(Protocol):
+    """A point in a device's stream of work."""
+
+    def record(self) -> None:
+        """The work that has been given to the device so far ends here."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come here; at once where nothing was recorded."""
+
+
+def marker_of(device: torch.device) -> Callable[[], Marker] | None:
+    """Makes markers; None where the device has no stream: its work is done when a call returns."""
+    if device.type == "cpu":
+        return None
+    # Blocking: who waits sleeps, and leaves the core to the planner.
+    return lambda: torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def inter_token_target(device: torch.device) -> float:

@@ -32,6 +32,7 @@ from .registry import model_class_path
 
 STAGE = "loading weights"
 RANDOM_STAGE = "making random weights"
+_DRAWN = 1 << 22  # random numbers of a tensor; it repeats them where it is larger
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Tensors that older checkpoints hold and that follow from config.json.
 _DERIVED = (".rotary_emb.inv_freq",)
@@ -189,7 +190,11 @@ def _some(names: set[str] | list[str]) -> str:
 
 
 def _fill_at_random(model: Model, progress: Callable[[str, int, int], None]) -> None:
-    """Small normals, norms of one: numbers that stay finite through any depth."""
+    """Small normals, norms of one: numbers that stay finite through any depth.
+
+    The same on every device: they are drawn by the host, for a large tensor a part that is
+    repeated, because drawing billions of them takes minutes.
+    """
     generator = torch.Generator(device="cpu").manual_seed(0)
     parameters = tuple(model.parameters())
     done, total = 0, sum(parameter.tensor.nbytes for parameter in parameters)
@@ -198,6 +203,18 @@ def _fill_at_random(model: Model, progress: Callable[[str, int, int], None]) -> 
         if parameter.name.endswith("norm.weight"):
             parameter.tensor.fill_(1.0)
         else:
-            parameter.tensor.normal_(0.0, 0.02, generator=generator)
+            _repeat_normals(parameter.tensor, generator)
         done += parameter.tensor.nbytes
         progress(RANDOM_STAGE, done, total)
+
+
+def _repeat_normals(tensor: Tensor, generator: torch.Generator) -> None:
+    """As many whole rows as `_DRAWN` allows are drawn, then the tensor is filled with them."""
+    size = tensor[0].numel()
+    rows = max(1, min(len(tensor), _DRAWN // size))
+    drawn = torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
+    drawn.normal_(0.0, 0.02, generator=generator)
+    drawn = drawn.to(tensor.device)
+    for begin in range(0, len(tensor), rows):
+        part = tensor[begin : begin + rows]
+        part.copy_(drawn[: len(part)])

@@ -22,6 +22,7 @@ def providers_with(cpu_kernels: str = "auto") -> Mapping[str, tuple[str, ...]]:
     """Each device's providers, best first; `reference` is pure torch and runs anywhere.
 
     `cpu_kernels`: a level of `cpu/build.py`, "auto" for the best this CPU has, or "reference".
+    A GPU's are Triton's (`cuda/`), which is imported only when they are resolved.
 
     Raises:
         NotImplementedError: the CPU lacks the instructions of that level.

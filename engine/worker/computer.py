@@ -15,6 +15,7 @@ from ..models.base import Model
 from ..params import SamplingParams
 from ..sampling.sampler import Sampler
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
+from ..transfer import Transfer
 from .gathering import Work, gather
 from .pooling import pool
 from .sequences import SequenceTable
@@ -50,13 +51,13 @@ class Computer:
         kv: KVCache,
         sampler: Sampler,
         table: SequenceTable,
-        device: torch.device,
+        transfer: Transfer,
     ) -> None:
         self._model = model
         self._kv = kv
         self._sampler = sampler
         self._table = table
-        self._device = device
+        self._transfer = transfer
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters would not keep a step waiting; begins to
@@ -83,7 +84,7 @@ class Computer:
         return _results(slices, work, chosen)
 
     def _gather(self, slices: Sequence[Slice]) -> Work:
-        work = gather(slices, self._table, self._kv.block_size, self._device)
+        work = gather(slices, self._table, self._kv.block_size, self._transfer)
         for part, row in zip(work.slices, work.rows.tolist(), strict=True):
             if part.history is not None:
                 self._sampler.admit(row, part.history.params, part.history.seed)

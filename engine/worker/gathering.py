@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..batch import Batch
 from ..errors import SequenceFailed
 from ..step import Slice, Wants
+from ..transfer import Transfer
 from .sequences import SequenceTable
 
 Integers = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class Work:
 
 
 def gather(
-    given: Sequence[Slice], table: SequenceTable, block_size: int, device: torch.device
+    given: Sequence[Slice], table: SequenceTable, block_size: int, transfer: Transfer
 ) -> Work:
     """Take in what the slices bring, and lay their tokens out one after the other.
 
@@ -57,17 +57,23 @@ def gather(
     blocks = table.block_tables[row_of_token, positions // block_size].astype(np.int64)
     width = -(-int(contexts.max(initial=0)) // block_size)
 
-    def tensor(values: npt.NDArray[np.integer]) -> torch.Tensor:
-        return torch.from_numpy(values).to(device)
-
+    tensors = transfer.send(
+        table.token_ids[row_of_token, positions].astype(np.int64),
+        positions,
+        np.concatenate(([0], ends)).astype(np.int32),
+        contexts.astype(np.int32),
+        table.block_tables[rows, :width],
+        blocks * block_size + positions % block_size,
+        ends[np.concatenate((sampling, searching))] - 1,
+    )
     batch = Batch(
-        token_ids=tensor(table.token_ids[row_of_token, positions].astype(np.int64)),
-        positions=tensor(positions),
-        query_offsets=tensor(np.concatenate(([0], ends)).astype(np.int32)),
-        context_lengths=tensor(contexts.astype(np.int32)),
-        block_tables=tensor(table.block_tables[rows, :width]),
-        slot_mapping=tensor(blocks * block_size + positions % block_size),
-        logits_rows=tensor(ends[np.concatenate((sampling, searching))] - 1),
+        token_ids=tensors[0],
+        positions=tensors[1],
+        query_offsets=tensors[2],
+        context_lengths=tensors[3],
+        block_tables=tensors[4],
+        slot_mapping=tensors[5],
+        logits_rows=tensors[6],
         query_lengths=tuple(counts.tolist()),
         context_lengths_host=tuple(contexts.tolist()),
     )

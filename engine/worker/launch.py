@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 
@@ -27,31 +30,39 @@ from ..sampling.grammar_rule import GrammarRule
 from ..sampling.logits import standard_rules
 from ..sampling.sampler import Sampler
 from ..step import History, Moves, Slice, StepPlan, Wants
+from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
 from .memory import MemoryPlan, activation_bytes, plan_memory
 from .runner import Runner
 from .sequences import SequenceTable
 
+log = logging.getLogger(__name__)
+
 _FIRST_TOKENS, _MORE_TOKENS = 8, 64  # computed to measure what a token costs
 _QUICK_SECONDS = 0.05  # a model this quick with the first is asked for more
 _SWAPPED_BLOCKS = 8
 
 
-def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
+def launch(
+    config: EngineConfig,
+    progress: Progress,
+    providers: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple[Runner, Capacity]:
     """Plan the memory, load the model, allocate the KV cache, measure.
 
-    To be called in the thread that will execute: torch's worker threads belong to their caller.
+    `providers`: of kernels, by device type; None for those that `config` asks for. To be called in
+    the thread that will execute: torch's worker threads belong to their caller.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, numbers.dtype)
+    dtype = pick_dtype(config.dtype, numbers.dtype, device)
     memory = _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
-    ops = _ops(config, device)
+    ops = _ops(config, device, providers)
     # One core is left to the front end and the planner. With both of two computing, the bundled
     # model made no more tokens under overload, and refusals took several times as long. A large
     # model that is alone may gain by --threads: one core reads half of what memory gives.
@@ -89,7 +100,7 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
         kv=kv,
         sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
         table=table,
-        device=device,
+        transfer=transfer_to(device),
     )
     progress("measuring", 0, 0)
     tokens = min(_MORE_TOKENS, config.max_num_batched_tokens, memory.max_model_len - 1)
@@ -112,11 +123,20 @@ def launch(config: EngineConfig, progress: Progress) -> tuple[Runner, Capacity]:
     return Runner(kv, computer), capacity
 
 
-def _ops(config: EngineConfig, device: torch.device) -> Ops:
+def _ops(
+    config: EngineConfig, device: torch.device, providers: Mapping[str, tuple[str, ...]] | None
+) -> Ops:
     try:
-        return registry.resolve(device, registry.providers_with(config.cpu_kernels))
+        providers = providers or registry.providers_with(config.cpu_kernels)
+        ops = registry.resolve(device, providers)
     except NotImplementedError as error:
         raise ConfigError(f"--cpu-kernels {config.cpu_kernels}: {error}") from None
+    given: defaultdict[str, list[str]] = defaultdict(list)
+    for op, provider in registry.explain(device, providers).items():
+        given[provider].append(op)
+    told = "; ".join(f"{provider}: {', '.join(names)}" for provider, names in given.items())
+    log.info("kernels on %s are from %s", device, told)
+    return ops
 
 
 def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:

@@ -47,8 +47,15 @@ class Settings:
         kinds.choice(
             "auto",
             "bfloat16",
+            "float16",
             "float32",
-            also={"bf16": "bfloat16", "fp32": "float32", "float": "float32"},
+            also={
+                "bf16": "bfloat16",
+                "fp16": "float16",
+                "half": "float16",
+                "fp32": "float32",
+                "float": "float32",
+            },
         ),
         _ENGINE.dtype,
         "Model",
@@ -193,10 +200,10 @@ class Settings:
     )
 
     device: str = setting(
-        kinds.choice("auto", "cpu"),
+        kinds.choice("auto", "cpu", "cuda"),
         _ENGINE.device,
         "Compute",
-        "Where the model is computed.",
+        "Where the model is computed. `auto`: on a GPU where there is one that suits.",
     )
     threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),

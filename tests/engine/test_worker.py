@@ -14,6 +14,7 @@ from octavo.engine.batch import Batch
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wants
+from octavo.engine.transfer import Shared
 from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.gathering import Work, gather
 from octavo.engine.worker.launch import launch
@@ -34,7 +35,7 @@ def history(tokens: list[int], params: SamplingParams = GREEDY, prompt: int = 0)
 
 def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ()) -> Work:
     table.forget(retired)
-    work = gather(slices, table, BLOCK, torch.device("cpu"))
+    work = gather(slices, table, BLOCK, Shared())
     table.check()
     return work
 

@@ -33,6 +33,7 @@ COMPUTE = (
     ("layers",),
     ("attention", "sampling", "quantization"),
     ("batch",),
+    ("transfer",),
     ("kv_cache",),
     ("parallel", "device"),
 )

@@ -77,3 +77,11 @@ def test_an_op_that_nobody_has_is_named(
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(NotImplementedError, match=r"'meta', only for cpu, cuda"):
         registry.resolve(torch.device("meta"))
+
+
+def test_a_gpu_computes_with_triton_and_what_it_lacks_with_torch() -> None:
+    pytest.importorskip("triton")
+    explained = registry.explain(torch.device("cuda"))
+    assert set(explained.values()) == {"cuda", "reference"}
+    assert explained["plan_attention"] == "cuda"
+    assert explained["pack_linear"] == "reference"  # that is torch's own product: cuBLAS

@@ -24,25 +24,90 @@ def system(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return files
 
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
 def test_the_dtype_is_the_checkpoints_unless_told() -> None:
-    assert device.pick_dtype("auto", "float32") is torch.float32
-    assert device.pick_dtype("auto", "bfloat16") is torch.bfloat16
-    assert device.pick_dtype("auto", "float16") is torch.bfloat16
-    assert device.pick_dtype("float32", "bfloat16") is torch.float32
-    assert device.pick_dtype("bfloat16", "float32") is torch.bfloat16
+    assert device.pick_dtype("auto", "float32", CPU) is torch.float32
+    assert device.pick_dtype("auto", "bfloat16", CPU) is torch.bfloat16
+    assert device.pick_dtype("auto", "float16", CPU) is torch.bfloat16
+    assert device.pick_dtype("float32", "bfloat16", CPU) is torch.float32
+    assert device.pick_dtype("bfloat16", "float32", CPU) is torch.bfloat16
+
+
+def test_a_gpu_computes_in_sixteen_bits_unless_told() -> None:
+    assert device.pick_dtype("auto", "float32", GPU) is torch.bfloat16
+    assert device.pick_dtype("auto", "float16", GPU) is torch.float16
+    assert device.pick_dtype("float16", "bfloat16", GPU) is torch.float16
+    assert device.pick_dtype("float32", "bfloat16", GPU) is torch.float32
 
 
 def test_what_is_unknown_is_refused_with_what_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"--dtype int4 .* auto, bfloat16 or float32"):
-        device.pick_dtype("int4", "float32")
+    with pytest.raises(ConfigError, match=r"--dtype int4 .* auto, bfloat16, float16 or float32"):
+        device.pick_dtype("int4", "float32", CPU)
+    with pytest.raises(ConfigError, match=r"--dtype float16 is for GPUs"):
+        device.pick_dtype("float16", "float16", CPU)
     with pytest.raises(ConfigError, match=r"stored as float8_e4m3fn.*--dtype bfloat16 or float32"):
-        device.pick_dtype("auto", "float8_e4m3fn")
-    with pytest.raises(ConfigError, match=r"--device tpu .* auto or cpu"):
+        device.pick_dtype("auto", "float8_e4m3fn", CPU)
+    with pytest.raises(ConfigError, match=r"--device tpu .* auto, cpu or cuda"):
         device.pick_device("tpu")
 
 
-def test_the_device() -> None:
-    assert device.pick_device("auto") == device.pick_device("cpu") == torch.device("cpu")
+class FakeGpu:
+    """What torch says of a machine's GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capability = (9, 0)
+        self.trouble: Exception | None = None
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "init", self.init)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: self.trouble is None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: self.capability)
+        monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: self)
+
+    def init(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch)
+
+
+def test_a_gpu_that_suits_is_taken_unless_told(gpu: FakeGpu) -> None:
+    assert device.pick_device("auto") == device.pick_device("cuda") == GPU
+    assert device.pick_device("cpu") == CPU
+
+
+def test_a_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert device.pick_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"--device cuda: this torch .* built without CUDA"):
+        device.pick_device("cuda")
+
+
+def test_a_machine_without_a_driver(gpu: FakeGpu) -> None:
+    gpu.trouble = RuntimeError("Found no NVIDIA driver on your system. Please check\nmore")
+    assert device.pick_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"Found no NVIDIA driver .* --device cpu computes"):
+        device.pick_device("cuda")
+
+
+def test_a_gpu_that_is_too_old(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
+    gpu.capability = (7, 5)
+    assert device.pick_device("auto") == CPU
+    assert "NVIDIA Test has compute capability 7.5" in caplog.text
+    with pytest.raises(ConfigError, match=r"has compute capability 7\.5, .* need 8\.0"):
+        device.pick_device("cuda")
+
+
+def test_a_machine_without_triton(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="package triton"):
+        device.pick_device("cuda")
 
 
 @pytest.mark.parametrize(

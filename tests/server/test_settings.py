@@ -106,7 +106,10 @@ def test_the_file_takes_yaml_values(
         (["--port", "--host", "x"], "--port needs a value."),
         (["--port", "99999"], "--port must be a whole number from 0 to 65535, but it is '99999'."),
         (["--port", "1.5"], "--port must be a whole number"),
-        (["--dtype", "half"], "--dtype must be auto, bfloat16 or float32, but it is 'half'."),
+        (
+            ["--dtype", "int3"],
+            "--dtype must be auto, bfloat16, float16 or float32, but it is 'int3'.",
+        ),
         (["--max-model-len", "0"], "--max-model-len must be a number of tokens >= 1"),
         (["--max-model-len", "long"], "or auto, but it is 'long'."),
         (["--kv-memory", "4XB"], "--kv-memory must be a size, as 512MiB or 4GiB, or auto"),

@@ -1,0 +1,149 @@
+"""`Transfer`: arrays of a step to the device in one copy, and its results back in one.
+
+Copies cost a few microseconds each, however small, and one from pageable memory makes the host
+wait. So what a step needs is laid out in one pinned buffer and sent at once, without waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .device import Marker, marker_of
+
+Array = npt.NDArray[Any]
+
+_ALIGNMENT = 16  # bytes: what vector loads, and kernels compiled for aligned pointers, ask for
+_SMALLEST = 1 << 16
+
+
+class Transfer(Protocol):
+    """Between host memory and one device's."""
+
+    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+        """The arrays as tensors on the device, of the same shapes and dtypes.
+
+        The arrays may be changed when this returns, if they are not the device's own memory.
+        `into`: uint8 memory on the device, `packed_bytes` or more, that the tensors are to lie in.
+        """
+
+    def receive(self, *tensors: Tensor) -> list[Array]:
+        """The tensors' values as arrays, when they are there: this waits for the device."""
+
+
+def transfer_to(device: torch.device) -> Transfer:
+    """The way to move values to and from `device`."""
+    make_marker = marker_of(device)
+    return Shared() if make_marker is None else Pinned(device, make_marker)
+
+
+class Shared:
+    """The device computes in host memory: nothing is copied, unless it is told where to."""
+
+    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if into is None:
+            return tensors
+        places = views(into, arrays)
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        return places
+
+    def receive(self, *tensors: Tensor) -> list[Array]:
+        return [tensor.numpy(force=True) for tensor in tensors]
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Host memory, and when the device has last read it or written it."""
+
+    memory: Tensor  # uint8
+    done: Marker
+
+
+class Pinned:
+    """Through page-locked buffers, used in turn: one is written again when its copy has been made.
+
+    This has not run on a GPU yet.
+    """
+
+    def __init__(
+        self, device: torch.device, make_marker: Callable[[], Marker], *, buffers: int = 3
+    ) -> None:
+        self._device = device
+        self._make_marker = make_marker
+        self._outgoing = [self._buffer(_SMALLEST) for _ in range(buffers)]
+        self._incoming = self._buffer(_SMALLEST)
+        self._next = 0
+
+    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+        total = packed_bytes(arrays)
+        buffer = self._outgoing[self._next]
+        self._next = (self._next + 1) % len(self._outgoing)
+        host = self._room(buffer, total)
+        for place, array in zip(views(host, arrays), arrays, strict=True):
+            place.copy_(torch.from_numpy(array))
+        if into is None:
+            into = torch.empty(total, dtype=torch.uint8, device=self._device)
+        into[:total].copy_(host, non_blocking=True)
+        buffer.done.record()
+        return views(into, arrays)
+
+    def receive(self, *tensors: Tensor) -> list[Array]:
+        packed = torch.cat([_bytes(tensor) for tensor in tensors])
+        host = self._room(self._incoming, len(packed))
+        host.copy_(packed, non_blocking=True)
+        self._incoming.done.record()
+        self._incoming.done.synchronize()
+        arrays: list[Array] = []
+        begin = 0
+        for tensor in tensors:
+            part = host[begin : begin + tensor.nbytes].clone()  # aligned, and ours
+            arrays.append(part.view(tensor.dtype).view(tensor.shape).numpy())
+            begin += tensor.nbytes
+        return arrays
+
+    def _room(self, buffer: _Buffer, total: int) -> Tensor:
+        """`total` bytes of a buffer that the device has done with."""
+        buffer.done.synchronize()
+        if len(buffer.memory) < total:
+            grown = self._buffer(1 << (total - 1).bit_length())
+            buffer.memory, buffer.done = grown.memory, grown.done
+        return buffer.memory[:total]
+
+    def _buffer(self, total: int) -> _Buffer:
+        memory = torch.empty(total, dtype=torch.uint8, pin_memory=self._device.type != "cpu")
+        return _Buffer(memory, self._make_marker())
+
+
+def packed_bytes(arrays: Sequence[Array]) -> int:
+    """Bytes of the arrays one after the other, each of them aligned."""
+    return sum(_aligned(array.nbytes) for array in arrays)
+
+
+def views(memory: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
+    """Tensors like the arrays, one after the other in `memory` (uint8), each of them aligned."""
+    tensors: list[Tensor] = []
+    begin = 0
+    for array in arrays:
+        part = memory[begin : begin + array.nbytes]
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        tensors.append(part.view(dtype).view(array.shape))
+        begin += _aligned(array.nbytes)
+    return tensors
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().view(math.prod(tensor.shape))
+    return flat.view(torch.uint8)

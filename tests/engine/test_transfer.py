@@ -1,0 +1,120 @@
+"""A step's arrays travel as one copy, and a buffer is not written while it is still being read."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.engine.transfer import Pinned, Shared, Transfer, packed_bytes, transfer_to
+
+CPU = torch.device("cpu")
+ARRAYS = (
+    np.arange(5, dtype=np.int64),
+    np.arange(6, dtype=np.int32).reshape(2, 3),
+    np.zeros((0, 4), dtype=np.int32),
+    np.array([0.5, -1.5, float("inf")], dtype=np.float32),
+    np.array([True, False, True]),
+)
+
+
+class FakeMarker:
+    """Remembers what was asked of it, in the order of all markers of its log."""
+
+    def __init__(self, log: list[tuple[str, int]], number: int) -> None:
+        self._log, self._number = log, number
+
+    def record(self) -> None:
+        self._log.append(("record", self._number))
+
+    def synchronize(self) -> None:
+        self._log.append(("wait", self._number))
+
+
+def pinned(log: list[tuple[str, int]], buffers: int = 2) -> Pinned:
+    made = iter(range(100))
+    return Pinned(CPU, lambda: FakeMarker(log, next(made)), buffers=buffers)
+
+
+@pytest.mark.parametrize("transfer", [Shared(), pinned([])], ids=["shared", "pinned"])
+def test_what_is_sent_arrives_and_comes_back(transfer: Transfer) -> None:
+    sent = transfer.send(*ARRAYS)
+    for tensor, array in zip(sent, ARRAYS, strict=True):
+        assert tensor.numpy().dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+    for back, array in zip(transfer.receive(*sent), ARRAYS, strict=True):
+        assert back.dtype == array.dtype
+        np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize("transfer", [Shared(), pinned([])], ids=["shared", "pinned"])
+def test_it_lands_where_it_is_told_to(transfer: Transfer) -> None:
+    memory = torch.zeros(packed_bytes(ARRAYS), dtype=torch.uint8)
+    first = transfer.send(*ARRAYS, into=memory)
+    second = transfer.send(
+        *(array + 1 if array.dtype != bool else ~array for array in ARRAYS), into=memory
+    )
+    for old, new in zip(first, second, strict=True):
+        assert old.data_ptr() == new.data_ptr()
+        assert torch.equal(old, new)
+    assert first[0].tolist() == [1, 2, 3, 4, 5]
+
+
+@given(st.lists(st.integers(0, 50), max_size=6), st.sampled_from([np.int8, np.int32, np.int64]))
+def test_every_array_is_aligned(lengths: list[int], dtype: npt.DTypeLike) -> None:
+    arrays = [np.full(length, i, dtype=dtype) for i, length in enumerate(lengths)]
+    memory = torch.zeros(packed_bytes(arrays), dtype=torch.uint8)
+    tensors = Shared().send(*arrays, into=memory)
+    for tensor, array in zip(tensors, arrays, strict=True):
+        assert tensor.storage_offset() * tensor.element_size() % 16 == 0
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+def test_what_was_sent_does_not_change_with_the_array() -> None:
+    array = np.arange(4)
+    (tensor,) = pinned([]).send(array)
+    array[:] = 9
+    assert tensor.tolist() == [0, 1, 2, 3]
+
+
+def test_a_buffer_is_filled_again_only_when_its_copy_is_done() -> None:
+    log: list[tuple[str, int]] = []
+    transfer = pinned(log)
+    for _ in range(3):
+        transfer.send(np.arange(3))
+    assert log == [
+        ("wait", 0),
+        ("record", 0),
+        ("wait", 1),
+        ("record", 1),
+        ("wait", 0),
+        ("record", 0),
+    ]
+
+
+def test_buffers_grow_and_the_old_one_is_waited_for() -> None:
+    log: list[tuple[str, int]] = []
+    transfer = pinned(log, buffers=1)
+    transfer.send(np.arange(3))
+    large = np.arange(100_000)
+    (tensor,) = transfer.send(large)
+    assert np.array_equal(tensor.numpy(), large)
+    assert log[:3] == [("wait", 0), ("record", 0), ("wait", 0)]
+    assert log[3][0] == "record" and log[3][1] != 0
+
+
+def test_results_are_read_when_the_device_has_written_them() -> None:
+    log: list[tuple[str, int]] = []
+    transfer = pinned(log)
+    transfer.receive(torch.ones(3), torch.zeros(2, dtype=torch.int64))
+    assert [what for what, _ in log] == ["wait", "record", "wait"]
+
+
+def test_a_cpu_needs_no_copies() -> None:
+    assert isinstance(transfer_to(CPU), Shared)
+    array = np.arange(3)
+    (tensor,) = transfer_to(CPU).send(array)
+    assert tensor.data_ptr() == array.ctypes.data
