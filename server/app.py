@@ -26,6 +26,7 @@ from octavo.version import __version__
 from .admin import Admin
 from .admission import Admission
 from .generation import Generation
+from .http_server import http_server
 from .keys import read_keys
 from .listener import connection_limit, url_of
 from .middleware import Gate, KeyGuard, Reception
@@ -42,7 +43,6 @@ from .openai.errors import on_http_exception, on_octavo_error
 from .openai.models import Models
 from .openai.responses import Responses
 from .openai.responses_schema import ModelResponse, ResponsesRequest
-from .protocol import http_server
 from .settings import Settings
 from .terminal import StartupProgress, banner
 from .text.grammar_check import GrammarCheck
@@ -186,7 +186,10 @@ class _Daemon:
         self._helpers: tuple[GrammarCheck | Renderer | Threads, ...] = app.state.helpers
         self._folder = model.folder
         self._server = http_server(
-            app, settings, connections=connection_limit(settings.max_connections)
+            app,
+            settings,
+            connections=connection_limit(settings.max_connections),
+            on_refused=self._metrics.on_refused,
         )
 
     async def run(self) -> None:

@@ -9,17 +9,14 @@ errors. They are written only where no other answer is under way on the connecti
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.engine.errors import OctavoError
 
@@ -29,14 +26,13 @@ from .openai.errors import (
     MalformedRequest,
     TargetTooLong,
     TooManyConnections,
-    error_body,
     row_of,
 )
+from .refusal import ambiguity, answer_of, malformed
 
 if TYPE_CHECKING:
     from asyncio.events import TimerHandle
 
-    from starlette.types import ASGIApp
     from uvicorn.server import ServerState
 
     from .settings import Settings
@@ -47,8 +43,6 @@ MAX_TARGET_BYTES = 8 << 10
 _MAX_PIPELINED = 32  # requests that wait for the answer to one before them
 _BODY_GRACE_SECONDS = 5.0  # after the time that the application itself gives a body
 _LINGER_SECONDS = 5.0
-_TICK_SECONDS = 1.0
-_LAST_BYTES_SECONDS = 5  # for answers that are complete but not yet sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,52 +55,16 @@ class Limits:
     header_bytes: int
     connections: int
 
-
-def http_server(app: ASGIApp, settings: Settings, *, connections: int) -> Server:
-    """A server for `app` with the limits that `settings` name, and so many connections."""
-    limits = Limits(
-        header_seconds=settings.header_timeout,
-        body_seconds=settings.body_timeout + _BODY_GRACE_SECONDS,
-        keep_alive_seconds=settings.keep_alive_timeout,
-        header_bytes=settings.max_header_size,
-        connections=connections,
-    )
-    return Server(
-        uvicorn.Config(
-            app,
-            http=functools.partial(Protocol, limits=limits),  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+    @classmethod
+    def of(cls, settings: Settings, *, connections: int) -> Limits:
+        """Those that `settings` name."""
+        return cls(
+            header_seconds=settings.header_timeout,
+            body_seconds=settings.body_timeout + _BODY_GRACE_SECONDS,
+            keep_alive_seconds=settings.keep_alive_timeout,
+            header_bytes=settings.max_header_size,
+            connections=connections,
         )
-    )
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, which leaves signals to the daemon and sleeps while there is nothing to do."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._told_to_end = asyncio.Event()
-
-    def end(self, *, force: bool = False) -> None:
-        """`serve` returns soon: answers under way may finish, with `force` they may not."""
-        self.should_exit, self.force_exit = True, force
-        self._told_to_end.set()
-
-    async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_SECONDS):  # for the `date` of answers
-                    await self._told_to_end.wait()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Protocol(HttpToolsProtocol):
@@ -120,9 +78,11 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: Limits,
+        on_refused: Callable[[int], None],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._on_refused = on_refused
         self._deadline: TimerHandle | None = None  # for what is coming in: a head or a body
         self._in_head = self._in_body = False
         self._head_bytes = self._headers_seen = 0
@@ -136,14 +96,11 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]
         if len(self.connections) > self._limits.connections:
             self._deaf = True
-            self.transport.write(
-                _answer(
-                    TooManyConnections(
-                        f"{self._limits.connections} connections are open already; try again in a "
-                        f"moment."
-                    )
-                )
+            error = TooManyConnections(
+                f"{self._limits.connections} connections are open already; try again in a moment."
             )
+            self._on_refused(row_of(error).status)
+            self.transport.write(answer_of(error))
             self.transport.close()
             return
         self._expect(self._limits.header_seconds)
@@ -158,7 +115,7 @@ class Protocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(self._fault or _malformed(error))
+            self._refuse(self._fault or malformed(error))
             return
         if begun and self._in_head:
             self._head_bytes += len(data)
@@ -234,7 +191,7 @@ class Protocol(HttpToolsProtocol):
             self._limits.header_bytes
         ):
             self._give_up(self._head_too_large())
-        fault = _ambiguity(self.parser.get_http_version(), self.headers)
+        fault = ambiguity(self.parser.get_http_version(), self.headers)
         if self.parser.get_method() == b"CONNECT":
             fault = "this server is no proxy"
         if len(self.pipeline) >= _MAX_PIPELINED:
@@ -297,6 +254,8 @@ class Protocol(HttpToolsProtocol):
         """Say why, where that is possible, and be done with this client."""
         log.info("a connection was refused: %s", error)
         at_fault = self.cycle if self._in_body else None  # else no request has been made of it
+        if at_fault is None:
+            self._on_refused(row_of(error).status)
         answering = self.cycle is not None and not self.cycle.response_complete
         if self.pipeline or (answering and (at_fault is None or at_fault.response_started)):
             self._leave()
@@ -307,7 +266,7 @@ class Protocol(HttpToolsProtocol):
         elif at_fault is not None:  # its answer has been given before its body broke
             self._leave()
             return
-        self.transport.write(_answer(error))
+        self.transport.write(answer_of(error))
         self.linger()
 
     def linger(self) -> None:
@@ -349,35 +308,3 @@ class _LastWord:
 
     def close(self) -> None:
         self._protocol.linger()
-
-
-def _ambiguity(version: str, headers: list[tuple[bytes, bytes]]) -> str | None:
-    """What other programs might read in another way, after all that the parser refuses itself."""
-    if version not in ("1.0", "1.1"):
-        return f"HTTP/{version} is not spoken here"
-    hosts = sum(name == b"host" for name, _ in headers)
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
-        return "it must have one Host header"
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if codings and (version == "1.0" or [coding.lower() for coding in codings] != [b"chunked"]):
-        return "the only Transfer-Encoding is chunked, in HTTP/1.1"
-    return None
-
-
-def _malformed(error: httptools.HttpParserError) -> MalformedRequest:
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return MalformedRequest("The request's target cannot be understood.")
-    return MalformedRequest(f"The request is not valid HTTP/1.1: {str(error).rstrip('.')}.")
-
-
-def _answer(error: OctavoError) -> bytes:
-    row, body = row_of(error), error_body(error)
-    headers = {
-        **row.headers,
-        "connection": "close",
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "x-request-id": uuid.uuid4().hex,
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return STATUS_LINE[row.status] + lines.encode() + b"\r\n" + body

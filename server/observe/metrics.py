@@ -262,6 +262,11 @@ class Metrics:
         """A request was refused; `reason` is one of REJECTIONS."""
         self._rejected[reason].inc()
 
+    def on_refused(self, status: int) -> None:
+        """What came over a connection was answered with `status` before it was a request."""
+        self._http_requests.labels("none", "other", f"{status // 100}xx").inc()
+        self.on_rejected("unavailable" if status == 503 else "invalid")
+
     def on_expired(self) -> None:
         """A request's time was up before its answer was complete."""
         self._expired.inc()

@@ -48,7 +48,7 @@ SERVER_TOP = (
     "keys",
     "standard_streams",
 )
-SERVER_HTTP = ("openai", "admin", "middleware", "protocol")
+SERVER_HTTP = ("openai", "admin", "middleware", "protocol", "refusal", "http_server")
 SERVER_TEXT = ("generation", "admission", "threads", "models", "text", "observe", "settings")
 
 MODULES = modules()

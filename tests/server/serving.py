@@ -19,9 +19,9 @@ from octavo.engine.checkpoint import read_model_config
 from octavo.engine.params import FinishReason, Request
 from octavo.engine.step import Delta, TokenLogprobs
 from octavo.server.app import create_app
+from octavo.server.http_server import http_server
 from octavo.server.models import ModelPool, ServedModel
 from octavo.server.observe.metrics import Metrics
-from octavo.server.protocol import http_server
 from octavo.server.settings import Settings
 from octavo.server.text.grammar_check import GrammarCheck
 from octavo.server.text.template import ChatTemplate
@@ -210,7 +210,12 @@ def serve(
 async def listening(served: Served, *, connections: int = 100) -> AsyncIterator[str]:
     """On a real port, in this event loop. Gives its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = http_server(served.app, served.settings, connections=connections)
+    server = http_server(
+        served.app,
+        served.settings,
+        connections=connections,
+        on_refused=served.metrics.on_refused,
+    )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

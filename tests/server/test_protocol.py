@@ -463,3 +463,42 @@ def test_too_few_open_files_are_said(
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     with pytest.raises(ConfigError, match=f"{most} open files .*ulimit -n"):
         listener.connection_limit(wanted)
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        (b"nonsense\r\n\r\n", "4xx", "invalid"),
+        (POST + b"X: " + b"a" * 40_000, "4xx", "invalid"),
+        (POST + b"Host: y\r\n\r\n", "4xx", "invalid"),
+        (b"", "5xx", "unavailable"),
+    ],
+    ids=["no HTTP", "a long head", "two hosts", "one connection too many"],
+)
+async def test_what_is_refused_before_it_is_a_request_is_counted(
+    sent: bytes, status: str, reason: str
+) -> None:
+    server = serve()
+    async with (
+        listening(server, connections=0 if not sent else 10) as url,
+        connected(url) as client,
+    ):
+        client.send(sent)
+        assert await client.rest()
+    text = server.metrics.render().decode()
+    assert f'http_requests_total{{handler="none",method="other",status="{status}"}} 1.0' in text
+    rejected = f'requests_rejected_total{{engine="0",model_name="tiny",reason="{reason}"}} 1.0'
+    assert rejected in text
+
+
+async def test_a_request_whose_body_breaks_is_counted_once() -> None:
+    server = serve()
+    async with listening(server) as url, connected(url) as client:
+        client.send(POST + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+        refused(await client.rest(), 400, "malformed_request")
+    text = server.metrics.render().decode()
+    counted = [line for line in text.splitlines() if line.startswith("http_requests_total{")]
+    assert [line.rpartition(" ")[2] for line in counted] == ["1.0"], counted
