@@ -94,7 +94,7 @@ class Desk:
 
         try:
             async with asyncio.timeout(permit.seconds_left) as limit:
-                return await unless_gone(request, answered())
+                return await unless_gone(request.receive, answered())
         except TimeoutError:
             if not limit.expired():
                 raise

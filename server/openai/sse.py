@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
 from octavo.engine.errors import OctavoError
 
@@ -22,12 +20,14 @@ from .answers import Usage
 from .errors import error_body, row_of
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from starlette.types import Message, Receive, Scope, Send
 
     from ..observe.tally import Tally
 
 log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
+_PING = b": ping\n\n"
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Result = TypeVar("Result")
 
 _encode = msgspec.json.Encoder().encode
@@ -73,7 +73,7 @@ async def stream_answer(
     *,
     ping_seconds: float,
     failure: Callable[[Exception], bytes] = error_event,
-) -> EventSourceResponse:
+) -> StreamingResponse:
     """The HTTP answer that sends `events`.
 
     The answer begins with the first event, or after `ping_seconds` of silence: what fails before
@@ -88,55 +88,107 @@ async def stream_answer(
     except BaseException:  # this task being cancelled, too: nobody else knows of `first`
         await _abandon(first, events)
         raise
-    answer = EventSourceResponse(
-        _with_errors_as_event(first, events, tally, failure),
-        headers={"Cache-Control": "no-cache"},
-        ping=ping_seconds,
-        sep="\n",
-        ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-        # For a client that left before the first event could be sent.
-        background=BackgroundTask(_abandon, first, events),
+    return _EventStream(
+        first,
+        events,
+        tally,
+        ping_seconds=ping_seconds,
+        failure=failure,
     )
-    del answer.headers["connection"]  # the HTTP server's to say
-    return answer
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+class _EventStream(StreamingResponse):
+    """Sends events as they come, and a comment now and then, until the client leaves.
+
+    Of our own because it runs for each token of each stream.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        first: asyncio.Future[bytes],
+        events: AsyncGenerator[bytes, None],
+        tally: Tally,
+        *,
+        ping_seconds: float,
+        failure: Callable[[Exception], bytes],
+    ) -> None:
+        super().__init__(events, headers=_HEADERS)
+        self._first = first
+        self._events = events
+        self._tally = tally
+        self._ping_seconds = ping_seconds
+        self._failure = failure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        pings = asyncio.create_task(self._ping(send))
+        try:
+            await send({"type": "http.response.start", **start})
+            await unless_gone(receive, self._send_all(send))
+        except ClientDisconnect:
+            return  # who has left is told nothing more
+        finally:
+            await _cancel(pings)
+            await _abandon(self._first, self._events)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            await send(_part(await self._first))
+            async for event in self._events:
+                await send(_part(event))
+        except OctavoError as error:
+            await send(_part(self._broken_off(error)))
+        except Exception as error:  # a bug; the status has been sent, only an event can tell
+            log.exception("a stream broke off")
+            await send(_part(self._broken_off(error)))
+
+    def _broken_off(self, error: Exception) -> bytes:
+        self._tally.fail(error, row_of(error).status)
+        return self._failure(error)
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self._ping_seconds)
+            await send(_part(_PING))
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, which is cancelled when the client leaves.
+
+    `work` is done by the task that asks, as under `asyncio.timeout`: a task of its own would cost
+    more than most requests are worth.
 
     Raises:
         ClientDisconnect: it did.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    asking = asyncio.current_task()
+    assert asking is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        # Only after the body has been read does this say that the client has left.
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        asking.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((task, gone), return_when="FIRST_COMPLETED")
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and not asking.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        await _cancel(gone)
-        await _cancel(task)
-
-
-async def _with_errors_as_event(
-    first: asyncio.Future[bytes],
-    events: AsyncGenerator[bytes, None],
-    tally: Tally,
-    failure: Callable[[Exception], bytes],
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        try:
-            yield await first
-            async for event in events:
-                yield event
-        except OctavoError as error:
-            tally.fail(error, row_of(error).status)
-            yield failure(error)
-        except Exception as error:  # a bug; the status has been sent, only an event can tell
-            log.exception("a stream broke off")
-            tally.fail(error, row_of(error).status)
-            yield failure(error)
+        watching.cancel()
 
 
 async def _abandon(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None]) -> None:
@@ -144,13 +196,8 @@ async def _abandon(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, N
     await events.aclose()
 
 
-async def _disconnected(request: Request) -> None:
-    """Returns when the client has left. Only after the body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _cancel(task: asyncio.Future[Any]) -> None:
     """End `task` and wait until it has; whatever it ends with has been seen, or is of no use."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
