@@ -63,6 +63,11 @@ def _lack_of_gpu() -> str | None:
     return None
 
 
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The GPU's compute capability, as (9, 0)."""
+    return torch.cuda.get_device_capability(device)
+
+
 def pick_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
     """The number format called `name`; "auto" keeps that of the checkpoint (`stored`) where the
     device computes it fast.

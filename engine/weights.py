@@ -20,7 +20,8 @@ from torch import Tensor
 from octavo.kernels.ops import Ops
 from octavo.kernels.registry import resolve
 
-from .attention.paged import PagedAttention
+from .attention.base import AttentionBackend
+from .attention.choice import choose_attention
 from .checkpoint import ModelConfig, read_model_config, weight_files
 from .errors import BrokenCheckpoint, ConfigError
 from .layers.blueprint import Blueprint
@@ -47,10 +48,12 @@ def load_model(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     load_format: str = "safetensors",
     quantization: str = "none",
+    attention: str = "auto",
 ) -> Model:
     """The model in the folder `path`, its weights cast to `dtype` on `device`.
 
     `ops`: what it computes with; the best for `device` where not said.
+    `attention`: one of the names of `attention/choice.py`.
     `load_format` "dummy" needs config.json only and gives random weights, the same each time.
     `progress` is called as progress(stage, bytes done, bytes in total).
 
@@ -59,11 +62,10 @@ def load_model(
     """
     config = read_model_config(path)
     model_class = _model_class(config.architecture)
-    model = model_class(
-        _blueprint(
-            model_class.config_from(config), dtype, device, ops or resolve(device), quantization
-        )
-    )
+    ops = ops or resolve(device)
+    numbers = model_class.config_from(config)
+    backend = choose_attention(attention, ops=ops, device=device, dtype=dtype, config=numbers)
+    model = model_class(_blueprint(numbers, dtype, device, ops, backend, quantization))
     if load_format == "dummy":
         _fill_at_random(model, progress)
     elif load_format == "safetensors":
@@ -83,7 +85,12 @@ def _model_class(architecture: str) -> type[Model]:
 
 
 def _blueprint(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops, quantization: str
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    ops: Ops,
+    attention: AttentionBackend,
+    quantization: str,
 ) -> Blueprint:
     if quantized := config.raw.get("quantization_config"):
         stated = quantized if isinstance(quantized, dict) else {}
@@ -96,7 +103,7 @@ def _blueprint(
         dtype=dtype,
         device=device,
         ops=ops,
-        attention=PagedAttention(ops),
+        attention=attention,
         quantization=_quantization(quantization, ops),
     )
 

@@ -14,6 +14,11 @@ from ..batch import Batch
 class AttentionBackend(Protocol):
     """Stores a step's keys and values and attends to all that its sequences have stored."""
 
+    @property
+    def replayable(self) -> bool:
+        """Whether its work of a step may be recorded once and done again with other values in the
+        same tensors: nothing of it is decided by the host but from the host's own lengths."""
+
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
         """Work out what all layers of this step share."""
 

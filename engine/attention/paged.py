@@ -12,9 +12,10 @@ from ..batch import Batch
 class PagedAttention:
     """The `AttentionBackend` that needs nothing but `Ops`."""
 
-    def __init__(self, ops: Ops) -> None:
+    def __init__(self, ops: Ops, *, replayable: bool = False) -> None:
         self._plan = ops.plan_attention
         self._attend = ops.attend_projected
+        self.replayable = replayable
 
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
         return self._plan(

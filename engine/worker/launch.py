@@ -76,6 +76,7 @@ def launch(
         progress=progress,
         load_format=config.load_format,
         quantization=config.quantization,
+        attention=config.attention_backend,
     )
     progress("allocating the KV cache", 0, 0)
     kv = KVCache(

@@ -205,6 +205,20 @@ class Settings:
         "Compute",
         "Where the model is computed. `auto`: on a GPU where there is one that suits.",
     )
+    attention_backend: str = setting(
+        kinds.choice(
+            "auto",
+            "triton",
+            "flashinfer",
+            "fa3",
+            "torch",
+            also={"flash_attn": "fa3", "flash-attn-3": "fa3", "triton_attn": "triton"},
+        ),
+        _ENGINE.attention_backend,
+        "Compute",
+        "What computes attention on a GPU. `auto`: our Triton kernels; `flashinfer`, `fa3` where "
+        "installed; `torch`, on any device: slow, to compare with.",
+    )
     threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,
