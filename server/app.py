@@ -25,6 +25,7 @@ from octavo.version import __version__
 
 from .admin import Admin
 from .admission import Admission
+from .bodies import Bodies
 from .generation import Generation
 from .http_server import http_server
 from .keys import read_keys
@@ -87,6 +88,7 @@ def create_app(
     metrics.follow_queue(
         requests=lambda: admission.requests.waiting, tokens=lambda: admission.tokens.waiting
     )
+    bodies = Bodies(settings.max_body_memory)
     checks = {model.folder: grammar_check(model.folder) for model in models}
     own, strangers = renderer(), renderer()
     threads = Threads()
@@ -111,12 +113,13 @@ def create_app(
         exception_handlers={OctavoError: on_octavo_error, HTTPException: on_http_exception},
     )
     app.state.admission = admission
+    app.state.bodies = bodies
     app.state.threads = threads
     app.state.renderer = own
     app.state.helpers = (*checks.values(), own, strangers, threads)
     _add_routes(app, desk, metrics)
     # The last one added is the outermost.
-    app.add_middleware(Gate, admission=admission)
+    app.add_middleware(Gate, admission=admission, bodies=bodies)
     if keys := read_keys(settings):
         salted = settings.prefix_cache_salt == "key"
         app.add_middleware(KeyGuard, keys=keys, salted=salted)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .admission import Admission
+    from .bodies import Bodies
     from .observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ QUEUED = frozenset(("/v1/completions", "/v1/chat/completions", "/v1/responses", 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _PRINTABLE_ID = re.compile(r"[\x21-\x7e]+")
 _LONGEST_ID = 128
+_PIECE_BYTES = 256 << 10
 
 
 class Reception:
@@ -116,28 +118,32 @@ class Reception:
 
 class Gate:
     """Sends those away for whom there is no room, before a byte of their body is read; and takes
-    back what the others held of the queue, however they ended."""
+    back what the others held of queue and memory, however they ended."""
 
-    def __init__(self, app: ASGIApp, *, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, *, admission: Admission, bodies: Bodies) -> None:
         self._app = app
         self._admission = admission
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in QUEUED:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         state = scope["state"]
+        share = state["share"] = self._bodies.share()
         permit = state["permit"] = self._admission.permit()
         try:
-            permit.require_room()
+            if _path(scope) in QUEUED:
+                permit.require_room()
         except EngineError as error:
             state["error"], state["route"] = error, _path(scope)
             await error_answer(error)(scope, receive, send)
             return
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _by_pieces(send))
         finally:
             permit.release()
+            share.release()
 
 
 class KeyGuard:
@@ -169,6 +175,21 @@ class KeyGuard:
         if self._salted:
             scope["state"]["tally"].cache_owner = f"key {matches.index(True)}"
         return True
+
+
+def _by_pieces(send: Send) -> Send:
+    """A long answer goes out as fast as its client takes it, and is held until then: the HTTP
+    server would take all of it at once, and call that sent."""
+
+    async def send_slowly(message: Message) -> None:
+        body: bytes = message.get("body", b"")
+        last = max(0, len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
+        for begin in range(0, last, _PIECE_BYTES):
+            piece = body[begin : begin + _PIECE_BYTES]
+            await send({**message, "body": piece, "more_body": True})
+        await send({**message, "body": body[last:]} if last else message)
+
+    return send_slowly
 
 
 def _path(scope: Scope) -> str:

@@ -25,6 +25,7 @@ REJECTIONS = (
     *("invalid", "unauthorized", "unavailable", "draining"),
     *("queue_requests", "queue_tokens"),  # which limit of the queue was reached
     "deadline",  # its turn would have come too late
+    "bodies",  # together with others' it brought too much
 )
 
 

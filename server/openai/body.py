@@ -20,6 +20,8 @@ from .errors import BodyTimeout, BodyTooLarge, WrongMediaType
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ..bodies import Share
+
 MAX_DEPTH = 128
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -28,11 +30,12 @@ _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 
 
-async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
-    """The body as it came. `limit` in bytes, to arrive within `seconds`.
+async def read_body(request: Request, *, share: Share, limit: int, seconds: float) -> bytes:
+    """The body as it came. `limit` in bytes, to arrive within `seconds`; `share` counts it.
 
     Raises:
         RequestError: it is too long, too late, or says that it is not JSON.
+        Overloaded: too much of other bodies is held.
     """
     _require_json_type(request.headers.get("content-type"))
     announced = request.headers.get("content-length", "")
@@ -40,7 +43,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
-            return await _read(request, limit)
+            return await _read(request, share, limit)
     except TimeoutError:
         raise BodyTimeout(f"The body did not arrive within {seconds:g} seconds.") from None
 
@@ -89,13 +92,14 @@ def _explained(complaint: str) -> InvalidParameter:
     return InvalidParameter(f"{path or 'The body'}: {what}.", param=path)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, share: Share, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
+        share.take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -101,8 +101,12 @@ class Desk:
             raise DeadlineExceeded from None
 
     async def _body(self, request: Request) -> bytes:
-        settings = self.settings
-        return await read_body(request, limit=settings.max_body_size, seconds=settings.body_timeout)
+        return await read_body(
+            request,
+            share=request.scope["state"]["share"],
+            limit=self.settings.max_body_size,
+            seconds=self.settings.body_timeout,
+        )
 
     async def _parsed(self, body: bytes, schema: type[Schema]) -> tuple[Schema, dict[str, Any]]:
         def parse() -> tuple[Schema, dict[str, Any]]:

@@ -281,6 +281,13 @@ class Settings:
         "Server",
         "Longest request body; a longer one is answered with 413.",
     )
+    max_body_memory: int = setting(
+        kinds.byte_size(2**10),
+        256 * 2**20,
+        "Server",
+        "Request bodies held at the same time, all together, without the first 64 KiB of each; who "
+        "brings more is answered with 429.",
+    )
     body_timeout: float = setting(
         kinds.seconds(0.1),
         30.0,

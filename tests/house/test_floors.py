@@ -49,7 +49,16 @@ SERVER_TOP = (
     "standard_streams",
 )
 SERVER_HTTP = ("openai", "admin", "middleware", "protocol", "refusal", "http_server")
-SERVER_TEXT = ("generation", "admission", "threads", "models", "text", "observe", "settings")
+SERVER_TEXT = (
+    "generation",
+    "admission",
+    "bodies",
+    "threads",
+    "models",
+    "text",
+    "observe",
+    "settings",
+)
 
 MODULES = modules()
 KNOWN = frozenset(module.name for module in MODULES)
@@ -117,6 +126,7 @@ def _server_may(here: str, target: str, other: str, there: str) -> bool:
             **dict.fromkeys(SERVER_HTTP, (*SERVER_HTTP, *SERVER_TEXT)),
             "generation": ("models", "text", "observe", "settings", "admission"),
             "admission": (),
+            "bodies": (),
             "threads": (),
             "models": ("text", "observe", "settings", "hub"),
             "text": (),

@@ -499,7 +499,7 @@ async def test_s6_refusals_are_counted_by_their_reason() -> None:
         if line.startswith("octavo:requests_rejected_total{")
     }
     ours = ("unauthorized", "invalid", "unavailable", "queue_tokens", "queue_requests", "draining")
-    assert counted == {**dict.fromkeys(ours, 1), "deadline": 0}
+    assert counted == {**dict.fromkeys(ours, 1), "deadline": 0, "bodies": 0}
 
 
 async def test_s6_a_clients_request_id_comes_back_bounded() -> None:
