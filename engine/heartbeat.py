@@ -99,8 +99,9 @@ class Pulse:
         self._write()
 
     def _name(self) -> None:
+        """Remember the names of those in flight, until others fly."""
         named = list(dict.fromkeys(chain.from_iterable(f.request_ids for f in self._flights)))
-        if named == self._named:
+        if not named or named == self._named:
             return  # as from one decoding step to the next
         self._named = named.copy()
         self._names = json.dumps(named).encode()
@@ -110,8 +111,9 @@ class Pulse:
 
     def _write(self) -> None:
         oldest = self._flights[0] if self._flights else None
+        names = self._names if oldest else b"[]"
         head = _HEAD.pack(
-            len(self._names),
+            len(names),
             self._completed,
             self._pending,
             oldest.step if oldest else 0,
@@ -120,7 +122,7 @@ class Pulse:
             oldest.seconds if oldest else 0.0,
             self._stumbled,
         )
-        record = head + self._names
+        record = head + names
         record = _CHECKSUM.pack(zlib.crc32(record)) + record
         other = 1 - self._memory[0]
         start = _SLOTS[other]

@@ -70,11 +70,11 @@ class LiveRequest:
         if choice.repeated and delta.prompt_logprobs:
             skipped = min(choice.repeated, len(delta.prompt_logprobs))
             choice.repeated -= skipped
-            delta = replace(delta, prompt_logprobs=delta.prompt_logprobs[skipped:])
+            delta = delta._replace(prompt_logprobs=delta.prompt_logprobs[skipped:])
         choice.prompt_logprobs += len(delta.prompt_logprobs)
         if delta.cached_tokens is not None:
             if choice.cached_tokens_told:
-                delta = replace(delta, cached_tokens=None)
+                delta = delta._replace(cached_tokens=None)
             choice.cached_tokens_told = True
         choice.token_ids.extend(delta.token_ids)
         choice.finished = delta.last or delta.error is not None

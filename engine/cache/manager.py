@@ -89,35 +89,32 @@ class BlockManager:
         A tail block that others hold too is copied on write. False, and no effect, when there
         are not enough free blocks.
         """
-        shortage = self.shortage(sequence, count)
-        if shortage > 0:
+        missing, shared = self._missing(sequence, count)
+        if not (missing or shared):
+            return True  # as at most steps of a stream
+        if missing + shared > self._pool.free:
             return False
         table = sequence.block_table
-        start = sequence.computed
-        if start % self.block_size and self._pool.blocks[table[-1]].references > 1:
+        if shared:
             source, target = table[-1], self._take().id
             self._pool.release(self._pool.blocks[source], None)  # others hold it: never the last
             self._copies.append((source, target))
             self._blocks_copied += 1
             table[-1] = target
             sequence.told_blocks = min(sequence.told_blocks, len(table) - 1)
-        for _ in range(self._blocks_for(start + count) - len(table)):
+        for _ in range(missing):
             table.append(self._take().id)
         return True
 
     def shortage(self, sequence: Sequence, count: int) -> int:
         """How many more blocks must be free for `reserve(sequence, count)`; 0 or less is enough."""
-        table = sequence.block_table
-        start = sequence.computed
-        need = (start + count + self.block_size - 1) // self.block_size - len(table)
-        if start % self.block_size and self._pool.blocks[table[-1]].references > 1:
-            need += 1
-        return need - self._pool.free
+        return sum(self._missing(sequence, count)) - self._pool.free
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         """A committed step has written the first `computed` positions: let the full blocks among
         them be found."""
-        self._prefixes.publish(sequence, computed, self._pool.blocks)
+        if computed // self.block_size > sequence.published:
+            self._prefixes.publish(sequence, computed, self._pool.blocks)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, a copy of `parent`'s history, share all of its blocks."""
@@ -275,6 +272,13 @@ class BlockManager:
         """The step that a block freed now must wait for: the newest in flight, if any."""
         newest = self._step - 1
         return newest if newest > self._settled else None
+
+    def _missing(self, sequence: Sequence, count: int) -> tuple[int, bool]:
+        """Blocks that the next `count` positions need beyond the table, and whether its tail, to
+        be written to, is held by others too."""
+        table, start, size = sequence.block_table, sequence.computed, self.block_size
+        shared = start % size != 0 and self._pool.blocks[table[-1]].references > 1
+        return (start + count + size - 1) // size - len(table), shared
 
     def _blocks_for(self, tokens: int) -> int:
         return (tokens + self.block_size - 1) // self.block_size

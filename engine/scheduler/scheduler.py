@@ -175,8 +175,9 @@ class Scheduler:
             self.step_time.observe(plan, output.seconds)
         deltas: list[Delta] = []
         results = {result.sequence: result for result in output.results}
+        live = self._roster.live
         for piece in plan.slices:
-            sequence = self._roster.live.get(piece.sequence)
+            sequence = live.get(piece.sequence)
             if sequence is None:
                 continue
             sequence.in_flight -= 1

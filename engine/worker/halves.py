@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import add
 from typing import Protocol
 
@@ -83,9 +83,8 @@ class Attempt:
     def _in_two(self, part: Slice) -> SliceResult:
         """One slice as two, one after the other."""
         count = part.count // 2
-        first = replace(part, count=count, wants=part.wants & _OF_EVERY_POSITION)
-        rest = replace(
-            part,
+        first = part._replace(count=count, wants=part.wants & _OF_EVERY_POSITION)
+        rest = part._replace(
             start=part.start + count,
             count=part.count - count,
             token_ids=(),
@@ -99,8 +98,7 @@ class Attempt:
         if after.error is not None:
             return after
         summed = tuple(map(add, before.embedding, after.embedding))
-        return replace(
-            after,
+        return after._replace(
             prompt_logprobs=before.prompt_logprobs + after.prompt_logprobs,
             embedding=summed or after.embedding,
         )

@@ -358,7 +358,7 @@ def test_who_cannot_be_admitted_fails_alone(
     slices = [begin(i, 5, 6 + i) for i in range(4)]
     assert slices[2].history is not None
     params = replace(GREEDY, temperature=1.0, top_k=13)
-    slices[2] = replace(slices[2], history=replace(slices[2].history, params=params))
+    slices[2] = slices[2]._replace(history=replace(slices[2].history, params=params))
     output = runner.execute(StepPlan(number=2, slices=tuple(slices)))
     assert errors(output.results) == {2}
     assert [r for i, r in enumerate(output.results) if i != 2] == [

@@ -212,7 +212,7 @@ def test_a_token_brought_by_a_failed_step_is_not_counted_twice(
         one(runner, 0, start(0, [5, 6, 7], beam))
         one(runner, 0, retired=(0,))
         first = start(0, [5, 6, 7], beam)
-        one(runner, 0, Slice(**{**fields(first), "wants": Wants.CANDIDATES}))
+        one(runner, 0, first._replace(wants=Wants.CANDIDATES))
         if fail:
             with monkeypatch.context() as broken:
                 broken.setattr(Computer, "_keep", explode)
@@ -222,10 +222,6 @@ def test_a_token_brought_by_a_failed_step_is_not_counted_twice(
         assert len(results[-1][0].candidates) == 4
         one(runner, 0, retired=(0,))
     assert results[0] == results[1]
-
-
-def fields(part: Slice) -> dict[str, object]:
-    return {name: getattr(part, name) for name in Slice.__dataclass_fields__}
 
 
 def test_logits_that_are_not_finite_fail_their_sequence_alone(runner: Runner) -> None:
@@ -247,7 +243,7 @@ def test_a_chunked_prompt_gives_the_same_tokens(runner: Runner) -> None:
     tokens = [(7 * i) % 90 + 2 for i in range(50)]
     whole = generate(runner, 0, tokens, 6)
     first = start(0, tokens)
-    one(runner, 0, Slice(**{**fields(first), "count": 20, "wants": Wants.NOTHING}))
+    one(runner, 0, first._replace(count=20, wants=Wants.NOTHING))
     one(runner, 1, Slice(sequence=0, start=20, count=29))
     output = list(one(runner, 2, decode(0, 49))[0].token_ids)
     for _ in range(5):
@@ -260,11 +256,11 @@ def test_prompt_logprobs_do_not_depend_on_chunks(runner: Runner) -> None:
     params = SamplingParams(temperature=0.0, prompt_logprobs=2, max_tokens=None)
     both = Wants.TOKEN | Wants.PROMPT_LOGPROBS
     first = start(0, tokens, params)
-    (whole,) = one(runner, 0, Slice(**{**fields(first), "wants": both}))
+    (whole,) = one(runner, 0, first._replace(wants=both))
     assert len(whole.prompt_logprobs) == 39
     assert [named.token_id for named in whole.prompt_logprobs] == tokens[1:]
     one(runner, 0, retired=(0,))
-    chunk = Slice(**{**fields(first), "count": 15, "wants": Wants.PROMPT_LOGPROBS})
+    chunk = first._replace(count=15, wants=Wants.PROMPT_LOGPROBS)
     (a,) = one(runner, 0, chunk)
     (b,) = one(runner, 1, Slice(sequence=0, start=15, count=25, wants=both))
     assert (len(a.prompt_logprobs), len(b.prompt_logprobs)) == (15, 24)
@@ -280,7 +276,7 @@ def test_prompt_logprobs_are_computed_a_few_at_a_time(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=None)
-    part = Slice(**{**fields(start(0, list(range(2, 42)), params)), "wants": Wants.PROMPT_LOGPROBS})
+    part = start(0, list(range(2, 42)), params)._replace(wants=Wants.PROMPT_LOGPROBS)
     (whole,) = one(runner, 0, part)
     rows: list[int] = []
     logits = runner.computer._model.logits
@@ -297,7 +293,7 @@ def test_prompt_logprobs_are_computed_a_few_at_a_time(
 
 
 def embedded(sequence: int, tokens: list[int], wants: Wants) -> Slice:
-    return Slice(**{**fields(start(sequence, tokens)), "wants": wants})
+    return start(sequence, tokens)._replace(wants=wants)
 
 
 def test_a_slice_yields_its_hidden_states_whatever_is_beside_it(runner: Runner) -> None:
@@ -355,7 +351,7 @@ def test_moves_come_before_compute_and_in_order(
             params=GREEDY, seed=1, prompt_length=5, token_ids=(5, 6, 7, 8, 9, expected[0])
         ),
     )
-    stranger = Slice(**{**fields(start(3, [11, 12, 13])), "blocks": (0,)})
+    stranger = start(3, [11, 12, 13])._replace(blocks=(0,))
     results = one(runner, 1, fork, stranger, moves=Moves(copies=((0, 20),)), retired=(0,))
     assert results[0].token_ids == (expected[1],)
     output = [expected[1], *one(runner, 2, decode(2, 6))[0].token_ids]
