@@ -67,9 +67,7 @@ class ScriptedEngine:
                     raise SequenceFailed(delta.error)
                 if delta.last:
                     live.discard(delta.index)
-                yield Delta(
-                    **{name: getattr(delta, name) for name in _FIELDS} | {"request_id": request.id}
-                )
+                yield delta._replace(request_id=request.id)
                 live -= {index for name, index in self.ended_choices if name == request.id}
                 if not live:
                     break
@@ -79,9 +77,6 @@ class ScriptedEngine:
 
     def finish_choice(self, request_id: str, index: int) -> None:
         self.ended_choices.append((request_id, index))
-
-
-_FIELDS = tuple(Delta.__dataclass_fields__)
 
 
 def told(
