@@ -88,10 +88,20 @@ class PackQuantized(Protocol):
 class AttentionPlan(Protocol):
     """Paged attention of one step: what all its layers share is worked out once.
 
-    A layer's cache is [blocks, 2, block_size, kv_heads, head_dim], keys at 0 and values at 1.
+    A layer's cache is [blocks, 2, block_size, kv_heads, head_dim], keys at 0 and values at 1. It
+    may be of float8_e4m3fn where the rest is wider: then what stands in it times the scale of keys
+    or values is meant, and what lies beyond its range is stored as its largest number.
     """
 
-    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
+    def store(
+        self,
+        cache: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> None:
         """Write this step's cells: key and value [tokens, kv_heads, head_dim].
 
         Whatever is stored, also NaN, no sequence may feel it that does not own the block now.
@@ -105,6 +115,8 @@ class AttentionPlan(Protocol):
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """query [tokens, heads, head_dim] -> [tokens, heads, head_dim].
 
@@ -127,11 +139,18 @@ class PlanAttention(Protocol):
         query_lengths: tuple[int, ...],
         context_lengths_host: tuple[int, ...],
         block_size: int,
+        tree_masks: Tensor | None = None,
     ) -> AttentionPlan:
         """Tensors as in `engine/batch.py`: offsets, lengths and tables int32, slots int64.
 
         The last `query_lengths[i]` positions of sequence i's context are its queries; some may
         have none. head_dim is even.
+
+        tree_masks int64 [tokens], for queries that are nodes of a tree (Miao et al. 2023,
+        "SpecInfer"): bit j says that the query sees the j-th query of its sequence, itself and its
+        ancestors, of at most 63; -1 is any other query. A node stands as many positions after the
+        context as it has ancestors, and with a window this is what the context is counted from;
+        the tree is not deeper than a window is wide.
         """
 
 
@@ -140,7 +159,7 @@ class AttentionLayer:
     """What attention of one layer is, the same in every step.
 
     The norms are RmsNorm's weights, [head_dim], for each head of query and key; none or both.
-    `scale`, `window` and `softcap` as for `AttentionPlan.attend`.
+    The others are as for `AttentionPlan`.
     """
 
     heads: int
@@ -152,6 +171,8 @@ class AttentionLayer:
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
     epsilon: float = 0.0
+    key_scale: float = 1.0
+    value_scale: float = 1.0
 
 
 class AttendProjected(Protocol):

@@ -1,11 +1,18 @@
-"""Paged attention: the tensors of a step as the C functions want them."""
+"""Paged attention: the tensors of a step as the C functions want them.
+
+Trees of drafts, and caches of 8 bits, are left to the reference.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..ops import AttendProjected, AttentionLayer, AttentionPlan, PlanAttention
+from ..reference import attention as reference
+from ..reference.projected import attend_projected as plain_attend_projected
 from .library import COUNT, FLOAT, POINTER, Function, Library, dense
 
 _STORE = (POINTER, POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT, COUNT, COUNT)
@@ -33,8 +40,24 @@ def plan_attention(library: Library) -> PlanAttention:
         query_lengths: tuple[int, ...],
         context_lengths_host: tuple[int, ...],
         block_size: int,
+        tree_masks: Tensor | None = None,
     ) -> AttentionPlan:
+        def plain() -> AttentionPlan:
+            return reference.plan_attention(
+                query_offsets=query_offsets,
+                context_lengths=context_lengths,
+                block_tables=block_tables,
+                slot_mapping=slot_mapping,
+                query_lengths=query_lengths,
+                context_lengths_host=context_lengths_host,
+                block_size=block_size,
+                tree_masks=tree_masks,
+            )
+
+        if tree_masks is not None:
+            return plain()
         return _Plan(
+            plain=plain,
             store=store,
             attend=attend,
             offsets=dense(query_offsets),
@@ -58,7 +81,10 @@ def attend_projected(library: Library) -> AttendProjected:
         sine: Tensor,
         layer: AttentionLayer,
     ) -> Tensor:
-        assert isinstance(plan, _Plan), "a plan belongs to who made it"
+        if not isinstance(plan, _Plan):  # a tree's
+            return plain_attend_projected(plan, cache, projected, cosine, sine, layer)
+        if cache.dtype not in functions:
+            return plain_attend_projected(plan.plain, cache, projected, cosine, sine, layer)
         out = projected.new_empty(projected.shape[0], layer.heads * layer.head_dim)
         functions[cache.dtype](
             out.data_ptr(),
@@ -92,6 +118,7 @@ class _Plan:
     def __init__(
         self,
         *,
+        plain: Callable[[], AttentionPlan],
         store: dict[torch.dtype, Function],
         attend: dict[torch.dtype, Function],
         offsets: Tensor,
@@ -100,6 +127,8 @@ class _Plan:
         slots: Tensor,
         block_size: int,
     ) -> None:
+        self._make_plain = plain
+        self._plain: AttentionPlan | None = None
         self._store = store
         self._attend = attend
         self._kept = (offsets, contexts, tables, slots)  # whose memory the addresses are of
@@ -108,7 +137,26 @@ class _Plan:
         self.tables = (tables.data_ptr(), tables.stride(0), contexts.shape[0])
         self.block_size = block_size
 
-    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
+    @property
+    def plain(self) -> AttentionPlan:
+        """The reference's, for caches of 8 bits."""
+        if self._plain is None:
+            self._plain = self._make_plain()
+        return self._plain
+
+    def store(
+        self,
+        cache: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> None:
+        if cache.dtype not in self._store:
+            scales = {"key_scale": key_scale, "value_scale": value_scale}
+            self.plain.store(cache, key, value, **scales)
+            return
         key, value = _tokens_apart(key), _tokens_apart(value)
         self._store[cache.dtype](
             cache.data_ptr(),
@@ -130,7 +178,19 @@ class _Plan:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
+        if cache.dtype not in self._attend:
+            return self.plain.attend(
+                cache,
+                query,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                key_scale=key_scale,
+                value_scale=value_scale,
+            )
         query = _tokens_apart(query)
         out = query.new_empty(query.shape)
         self._attend[cache.dtype](

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops import AttentionLayer, AttentionPlan
-from .attention import Plan
+from .attention import Plan, as_stored
+from .float8 import encoded
 from .launching import warps_for
 
 _BLOCK = 2048  # elements a program works on
@@ -17,9 +18,10 @@ _BLOCK = 2048  # elements a program works on
 @triton.jit
 def prepare_kernel(
     projected, query_norm, key_norm, cosine, sine, query, cache, slots,
-    epsilon, token_stride, block_stride, half_stride, cell_stride,
+    epsilon, key_inverse, value_inverse, token_stride, block_stride, half_stride, cell_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROTARY: tl.constexpr,
-    NORMED: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    NORMED: tl.constexpr, FLOAT8: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_H heads of one token: norms and rotation of queries, which go to `query`, and of keys,
     which go with the values to their cell of the cache; a slot of -1 is padding.
@@ -58,7 +60,11 @@ def prepare_kernel(
     cell = cache + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * cell_stride
     to = cell + tl.where(is_value, half_stride, 0) + kv_head * HEAD_DIM + column
     kept = inside & (head >= HEADS) & (slot + 0 * head >= 0)  # the interpreter wants no scalar
-    tl.store(to, value.to(cache.dtype.element_ty), mask=kept)
+    if FLOAT8:
+        held = encoded(value * tl.where(is_value, value_inverse, key_inverse))
+    else:
+        held = value.to(cache.dtype.element_ty)
+    tl.store(to, held, mask=kept)
 
 
 def attend_projected(
@@ -80,12 +86,15 @@ def attend_projected(
     columns = triton.next_power_of_2(layer.head_dim)
     heads = layer.heads + 2 * layer.kv_heads
     block = min(triton.next_power_of_2(heads), max(1, _BLOCK // columns))
+    cells = as_stored(cache)
     prepare_kernel[(tokens, triton.cdiv(heads, block))](
         projected, layer.query_norm, layer.key_norm,
-        cosine.contiguous(), sine.contiguous(), query, cache, plan.slot_mapping,
-        layer.epsilon, projected.stride(0), cache.stride(0), cache.stride(1), cache.stride(2),
+        cosine.contiguous(), sine.contiguous(), query, cells, plan.slot_mapping,
+        layer.epsilon, 1.0 / layer.key_scale, 1.0 / layer.value_scale,
+        projected.stride(0), cells.stride(0), cells.stride(1), cells.stride(2),
         HEADS=layer.heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim,
         ROTARY=cosine.shape[-1], NORMED=layer.query_norm is not None,
+        FLOAT8=cells.dtype == torch.uint8,
         BLOCK_SIZE=plan.block_size, BLOCK_H=block, BLOCK_D=columns,
         num_warps=warps_for(block * columns),
     )  # fmt: skip

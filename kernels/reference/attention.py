@@ -14,11 +14,13 @@ fewer than `_FEWEST_ROWS`: those go another way through a matrix product.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, lcm
+from math import lcm
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .visibility import bias_of, tree_bias
 
 _CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
 _CROWD_CELLS = 1 << 12  # cells gathered at once for a crowd, unless one slice alone has more
@@ -26,6 +28,7 @@ _SPLIT = 512  # cells
 _ENDS = (128, 512)  # cells of the last split; with other numbers sums were seen to differ
 _ROW_BLOCK = 32
 _FEWEST_ROWS = 4
+_LARGEST_FLOAT8 = 448.0  # of e4m3
 _TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees are left out
 _TILE_SCORES = 1 << 22  # in one tile, of one head (the kernel works on parts of a head itself)
 
@@ -39,6 +42,7 @@ def plan_attention(
     query_lengths: tuple[int, ...],
     context_lengths_host: tuple[int, ...],
     block_size: int,
+    tree_masks: Tensor | None = None,
 ) -> _Plan:
     """See `ops.PlanAttention`."""
     return _Plan(
@@ -47,6 +51,7 @@ def plan_attention(
         block_tables=block_tables,
         slot_mapping=slot_mapping,
         block_size=block_size,
+        tree_masks=None if tree_masks is None else tuple(tree_masks.tolist()),
     )
 
 
@@ -78,7 +83,9 @@ class _Plan:
         block_tables: Tensor,
         slot_mapping: Tensor,
         block_size: int,
+        tree_masks: tuple[int, ...] | None,
     ) -> None:
+        self._tree_masks = tree_masks
         self._lengths = tuple(zip(query_lengths, context_lengths, strict=True))
         self._block_tables = block_tables
         self._block_size = block_size
@@ -87,11 +94,21 @@ class _Plan:
         self._value_cells = self._key_cells + block_size
         self._parts: dict[int | None, list[_Crowd | _Alone]] = {}  # by window
 
-    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
-        # A crowd's padding is cells of whoever had the block before: a NaN in it would spread.
-        cells = cache.view(-1, *cache.shape[3:])
-        cells.index_copy_(0, self._key_cells, key.nan_to_num(0.0, 0.0, 0.0))
-        cells.index_copy_(0, self._value_cells, value.nan_to_num(0.0, 0.0, 0.0))
+    def store(
+        self,
+        cache: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> None:
+        if cache.dtype == torch.float8_e4m3fn:
+            cells = cache.view(torch.uint8).view(-1, *cache.shape[3:])
+        else:
+            cells = cache.view(-1, *cache.shape[3:])
+        cells.index_copy_(0, self._key_cells, _cells_of(key, key_scale, cache.dtype))
+        cells.index_copy_(0, self._value_cells, _cells_of(value, value_scale, cache.dtype))
 
     def attend(
         self,
@@ -101,6 +118,21 @@ class _Plan:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> Tensor:
+        if cache.dtype == torch.float8_e4m3fn:
+            mixed = self._attend(cache, query, scale * key_scale, window, softcap)
+            return mixed.mul_(value_scale)
+        return self._attend(cache, query, scale, window, softcap)
+
+    def _attend(
+        self,
+        cache: Tensor,
+        query: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         parts = self._parts.get(window)
         if parts is None:
@@ -121,15 +153,25 @@ class _Plan:
     def _divide(self, window: int | None, group: int, dtype: torch.dtype) -> list[_Crowd | _Alone]:
         few: list[_Slice] = []
         parts: list[_Crowd | _Alone] = []
+        table, size = self._block_tables, self._block_size
         for slice_ in self._slices(window):
-            if slice_.queries <= _CROWD_QUERIES:
+            if marks := self._marks(slice_):
+                tree = _Crowd([slice_], window, table, size, group=group, dtype=dtype, marks=marks)
+                parts.append(tree)
+            elif slice_.queries <= _CROWD_QUERIES:
                 few.append(slice_)
             else:
-                parts.append(_Alone(slice_, window, self._block_tables, self._block_size))
-        for members in _crowds(few, _CROWD_CELLS // self._block_size):
-            table, size = self._block_tables, self._block_size
+                parts.append(_Alone(slice_, window, table, size))
+        for members in _crowds(few, _CROWD_CELLS // size):
             parts.append(_Crowd(members, window, table, size, group=group, dtype=dtype))
         return parts
+
+    def _marks(self, slice_: _Slice) -> tuple[int, ...]:
+        """The tree masks of a slice that is a tree."""
+        if self._tree_masks is None:
+            return ()
+        marks = self._tree_masks[slice_.first_row : slice_.first_row + slice_.queries]
+        return marks if max(marks) >= 0 else ()
 
     def _slices(self, window: int | None) -> list[_Slice]:
         found: list[_Slice] = []
@@ -183,7 +225,9 @@ class _Crowd:
         *,
         group: int,
         dtype: torch.dtype,
+        marks: tuple[int, ...] = (),
     ) -> None:
+        """`marks`: those of the queries of the only member, which is a tree."""
         device = block_tables.device
         self._queries = queries = members[0].queries
         self._sequences = len(members)
@@ -205,14 +249,18 @@ class _Crowd:
         positions = column([s.first_position for s in members]) + torch.arange(
             queries, device=device
         )
-        bias = _bias(positions, cells, window, dtype).unsqueeze(1)  # [sequences, 1, queries, cells]
+        if marks:
+            bias = tree_bias(marks, members[0].first_position, cells, window, dtype)
+        else:
+            bias = bias_of(positions, cells, window, dtype)
+        bias = bias.unsqueeze(1)  # [sequences, 1, queries, cells]
         # With one query the heads of a group share its row by broadcasting.
         self._bias = bias if queries == 1 else bias.repeat_interleave(group, dim=2)
 
     def attend(self, cache: Tensor, query: Tensor, scale: float, softcap: float | None) -> Tensor:
         """query [sequences * queries, heads, head_dim] -> like query."""
-        _, _, block_size, kv_heads, head_dim = cache.shape
-        gathered = cache.view(-1, block_size, kv_heads, head_dim).index_select(0, self._halves)
+        kv_heads, head_dim = cache.shape[3:]
+        gathered = _gathered(cache, self._halves, query.dtype)
         split = (self._sequences, self._queries, kv_heads, -1, head_dim)
         # The heads of a group are further queries to the same keys: nothing is repeated.
         q = query.reshape(split).transpose(1, 2).flatten(2, 3)
@@ -239,9 +287,9 @@ class _Alone:
 
     def attend(self, cache: Tensor, query: Tensor, scale: float, softcap: float | None) -> Tensor:
         """query [queries, heads, head_dim] -> like query."""
-        _, _, block_size, kv_heads, head_dim = cache.shape
+        kv_heads, head_dim = cache.shape[3:]
         queries, heads, _ = query.shape
-        gathered = cache.view(-1, block_size, kv_heads, head_dim).index_select(0, self._halves)
+        gathered = _gathered(cache, self._halves, query.dtype)
         split = (kv_heads, heads // kv_heads, -1, head_dim)
         k, v = (
             half.view(-1, kv_heads, head_dim).transpose(0, 1).unsqueeze(1).expand(split)
@@ -260,7 +308,7 @@ class _Alone:
                 q[:, :, first:last],
                 k[:, :, low:high],
                 v[:, :, low:high],
-                _bias(positions.to(query.device), cells, self._window, query.dtype),
+                bias_of(positions.to(query.device), cells, self._window, query.dtype),
                 scale,
                 softcap,
             )
@@ -291,17 +339,19 @@ def _halves(tables: Tensor) -> Tensor:
     return torch.cat((keys, keys + 1))
 
 
-def _bias(positions: Tensor, cells: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """What to add to scores: 0 where a query sees a cell, else -inf.
+def _gathered(cache: Tensor, halves: Tensor, dtype: torch.dtype) -> Tensor:
+    """Halves of blocks, [halves, block_size, kv_heads, head_dim]; of 8 bits without their scale."""
+    return cache.view(-1, *cache.shape[2:]).index_select(0, halves).to(dtype)
 
-    positions [..., queries] and cells [..., cells] are places in a sequence
-    -> [..., queries, cells].
-    """
-    here, there = positions.unsqueeze(-1), cells.unsqueeze(-2)
-    hidden = there > here
-    if window is not None:
-        hidden |= there <= here - window
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -inf)
+
+def _cells_of(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """What of keys or values becomes cells of a cache of `dtype`."""
+    # A crowd's padding is cells of whoever had the block before: a NaN in it would spread.
+    x = x.nan_to_num(0.0, 0.0, 0.0)
+    if dtype != torch.float8_e4m3fn:
+        return x
+    x = (x.float() * (1.0 / scale)).clamp_(-_LARGEST_FLOAT8, _LARGEST_FLOAT8)
+    return x.to(dtype).view(torch.uint8)  # copied as bytes: torch knows no index of float8
 
 
 def _softmax_attention(

@@ -26,12 +26,14 @@ def attend_projected(
         key = rms_norm(query_key[:, layer.heads :], layer.key_norm, layer.epsilon)
         query_key = torch.cat((query, key), dim=1)
     query_key = rotate(query_key, cosine, sine)
-    plan.store(cache, query_key[:, layer.heads :], value)
+    scales = {"key_scale": layer.key_scale, "value_scale": layer.value_scale}
+    plan.store(cache, query_key[:, layer.heads :], value, **scales)
     mixed = plan.attend(
         cache,
         query_key[:, : layer.heads],
         scale=layer.scale,
         window=layer.window,
         softcap=layer.softcap,
+        **scales,
     )
     return mixed.flatten(1)

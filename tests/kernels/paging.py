@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class PagedStep:
     cache: Tensor  # [blocks, 2, block_size, kv_heads, head_dim]: all but this step's cells filled
     block_tables: Tensor
     slot_mapping: Tensor  # of this step's tokens
+    marks: tuple[int, ...] = ()  # tree masks of this step's tokens, where there are any
 
     def plan(self, plan_attention: PlanAttention) -> AttentionPlan:
         queries = tuple(q for q, _ in self.slices)
@@ -34,6 +35,7 @@ class PagedStep:
             query_lengths=queries,
             context_lengths_host=contexts,
             block_size=self.cache.shape[2],
+            **({"tree_masks": torch.tensor(self.marks, device=device)} if self.marks else {}),
         )
 
     @property
@@ -54,9 +56,13 @@ class PagedStep:
             self.slices, self.keys, self.values, strict=True
         ):
             for i in range(queries):
-                position = context - queries + i
+                mark = self.marks[first + i] if self.marks else -1
+                start = context - queries
+                position = start + (i if mark < 0 else mark.bit_count() - 1)
                 low = 0 if window is None else max(0, position - window + 1)
-                seen = slice(low, position + 1)
+                seen = list(range(low, position + 1))
+                if mark >= 0:
+                    seen = [*range(low, start), *(start + j for j in range(63) if mark >> j & 1)]
                 rows.append(
                     self._one(self.query[first + i], keys[seen], values[seen], scale, softcap)
                 )
@@ -76,6 +82,14 @@ class PagedStep:
                 scores = softcap * torch.tanh(scores / softcap)
             heads.append(scores.softmax(0) @ value)
         return torch.stack(heads)
+
+
+def tree_marks(parents: tuple[int, ...]) -> tuple[int, ...]:
+    """The masks of a tree: each node's parent by its index, -1 for the root."""
+    marks: list[int] = []
+    for index, parent in enumerate(parents):
+        marks.append((marks[parent] if parent >= 0 else 0) | 1 << index)
+    return tuple(marks)
 
 
 def paged_step(
@@ -119,4 +133,22 @@ def paged_step(
         cache=cache,
         block_tables=tables,
         slot_mapping=torch.cat(slots),
+    )
+
+
+def rounded_to_8_bits(step: PagedStep, *, key_scale: float, value_scale: float) -> PagedStep:
+    """The step with a cache of float8; its keys and values are what that cache can hold.
+
+    What this step stores is left as it is, but for `keys` and `values`.
+    """
+
+    def to_8(x: Tensor, scale: float) -> Tensor:
+        return (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+    scales = torch.tensor([key_scale, value_scale]).view(1, 2, 1, 1, 1)
+    return replace(
+        step,
+        cache=(step.cache.float() / scales).clamp(-448, 448).to(torch.float8_e4m3fn),
+        keys=[to_8(x, key_scale).double() * key_scale for x in step.keys],
+        values=[to_8(x, value_scale).double() * value_scale for x in step.values],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from octavo.kernels.ops import PlanAttention
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.attention import plan_attention as reference
 
-from .paging import PagedStep, paged_step
+from .paging import PagedStep, paged_step, rounded_to_8_bits, tree_marks
 from .projecting import projected_case
 from .providers import PROVIDERS, find, with_threads
 
@@ -178,6 +179,43 @@ def test_a_query_that_is_not_finite_does_not_pass_for_an_answer(
     assert bool(got[1, 2].isnan().all())
     got[1, 2] = sound[1, 2]
     assert torch.equal(got, sound)
+
+
+TREE = tree_marks((-1, 0, 0, 1, 1, 2, 5, 6, 3))
+CHAIN = tree_marks((-1, 0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tree_of_drafts_sees_its_ancestors(
+    plan_attention: PlanAttention, dtype: torch.dtype
+) -> None:
+    slices = ((9, 40), (1, 17), (5, 5), (9, 200))
+    marks = (*TREE, -1, *CHAIN, *TREE)
+    step = paged_step(slices, heads=6, kv_heads=2, dtype=dtype)
+    step = replace(step, marks=marks)
+    plan = step.plan(plan_attention)
+    plan.store(step.cache, step.new_keys, step.new_values)
+    near = {"atol": 2e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    for window, softcap in ((None, None), (12, 3.0)):
+        got = plan.attend(step.cache, step.query, scale=0.25, window=window, softcap=softcap)
+        expected = step.attended(scale=0.25, window=window, softcap=softcap)
+        torch.testing.assert_close(got.double(), expected, **near)
+    # A chain is no tree but in its masks.
+    plain = replace(step, marks=()).plan(plan_attention).attend(step.cache, step.query, scale=0.25)
+    got = plan.attend(step.cache, step.query, scale=0.25)
+    torch.testing.assert_close(got[9:15], plain[9:15], **near)
+
+
+def test_keys_and_values_of_8_bits(plan_attention: PlanAttention) -> None:
+    slices = ((1, 40), (21, 21), (3, 170))
+    step = paged_step(slices, heads=6, kv_heads=2)
+    scales = {"key_scale": 0.5, "value_scale": 0.25}
+    rounded = rounded_to_8_bits(step, **scales)
+    plan = rounded.plan(plan_attention)
+    plan.store(rounded.cache, step.new_keys, step.new_values, **scales)
+    got = plan.attend(rounded.cache, step.query, scale=0.25, window=100, **scales)
+    expected = rounded.attended(scale=0.25, window=100, softcap=None)
+    torch.testing.assert_close(got.double(), expected, atol=4e-6, rtol=2e-5)
 
 
 def _parts(step: PagedStep, cut: tuple[int, ...]) -> list[PagedStep]:

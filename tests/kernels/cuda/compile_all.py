@@ -1,4 +1,6 @@
-"""Compile each kernel ahead of time, as its launcher would: python compile_all.py CAPABILITY.
+"""Compile each kernel ahead of time, as its launcher would.
+
+    python compile_all.py CAPABILITY [PART OF A VARIANT'S NAME]
 
 Prints JSON: variant -> registers, stack bytes (spills), shared bytes, whether it has wgmma.
 """
@@ -19,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from octavo.kernels.cuda import activation, attention, cache, norm, projected, rope, sampling
+from octavo.kernels.cuda import attention_kernels as kernels
 
 _ALIGNED = [["tt.divisibility", 16]]
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -51,7 +54,7 @@ def variants() -> Iterator[Variant]:
         yield f"gumbel named={named}", sampling.gumbel_argmax_kernel, types, constants, 4
     types = {"query_offsets": "*i32", "tiles": "*i32", "sequences": "i32", "count": "i32"}
     types |= {"step": "i32"}
-    yield "tiles", attention.tiles_kernel, types, {"BLOCK": 256}, 1
+    yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
@@ -60,47 +63,68 @@ def variants() -> Iterator[Variant]:
 
 
 def _attention(dtype: str) -> Iterator[Variant]:
-    numbers = ("part_sum", "part_max", "part_total")
-    whole = ("block_tables", "context_lengths", "query_offsets", "tiles")
     types = dict.fromkeys(("query", "cache", "out", "key", "value"), f"*{dtype}")
-    types |= dict.fromkeys(numbers, "*fp32") | dict.fromkeys(whole, "*i32")
-    types |= {"slots": "*i64", "scale": "fp32", "softcap": "fp32"}
+    types |= dict.fromkeys(("part_sum", "part_max", "part_total"), "*fp32")
+    whole = ("block_tables", "context_lengths", "query_offsets", "tiles")
+    types |= dict.fromkeys(whole, "*i32")
+    types |= {"slots": "*i64", "tree_masks": "*i64"}
+    types |= dict.fromkeys(("scale", "softcap", "value_scale"), "fp32")
+    types |= dict.fromkeys(("key_inverse", "value_inverse"), "fp32")
     integers = ("window", "table_stride", "heads", "splits", "size", "half_stride")
     strides = ("query", "key", "value", "block", "cell", "head")
     types |= dict.fromkeys((*integers, *(f"{name}_stride" for name in strides)), "i32")
-    for head_dim in (64, 80, 128, 256):
+    # Whether a tile holds a sequence or part of a prompt, splits are parts, and they are fixed.
+    ways = [
+        ("decode", False, False),
+        ("decode", True, False),
+        ("prompt", False, False),
+        ("decode", True, True),
+        ("prompt", False, True),
+    ]
+    for head_dim in (64, 80, 96, 128, 256):
         columns = triton.next_power_of_2(head_dim)
-        for kind in ("decode", "prompt"):
-            rows, cells, warps = attention.tile_shape(columns, few=kind == "decode")
-            for capped in (False, True):
-                for parts in (False, True):
-                    constants = {
-                        "GROUP": 4,
-                        "HEAD_DIM": head_dim,
-                        "BLOCK_D": columns,
-                        "ROWS": rows,
-                        "CELLS": cells,
-                        "BLOCK_SIZE": 16,
-                        "SPLIT": attention.SPLIT,
-                        "CAPPED": capped,
-                        "PARTS": parts,
-                        "TILED": kind == "prompt",
-                        "UPCAST": False,
-                    }
-                    name = f"{kind} {dtype} {head_dim} capped={capped} parts={parts}"
-                    yield name, attention.attend_kernel, types, constants, warps
+        for kind, parts, fixed in ways:
+            shape = attention.tile_shape(columns, few=kind == "decode", fixed=fixed)
+            # What float16 changes is the instruction, not how many registers are needed.
+            for extra in ("", "capped", "tree", "float8") if dtype == "bf16" else ("",):
+                constants = {
+                    "GROUP": 4,
+                    "HEAD_DIM": head_dim,
+                    "BLOCK_D": columns,
+                    "ROWS": shape.rows,
+                    "CELLS": shape.cells,
+                    "BLOCK_SIZE": 16,
+                    "SPLIT": attention.SPLIT,
+                    "CAPPED": extra == "capped",
+                    "PARTS": parts,
+                    "TILED": kind == "prompt",
+                    "TREE": extra == "tree",
+                    "KEEP": fixed and not parts,
+                    "FLOAT8": extra == "float8",
+                    "UPCAST": False,
+                }
+                name = f"{kind} {dtype} {head_dim} parts={parts} fixed={fixed} {extra}"
+                with_cache = types | ({"cache": "*u8"} if extra == "float8" else {})
+                yield name, kernels.attend_kernel, with_cache, constants, shape.warps
         constants = {"HEAD_DIM": head_dim, "BLOCK_D": columns}
-        yield f"merge {dtype} {head_dim}", attention.merge_kernel, types, constants, 1
-    constants = {"BLOCK_SIZE": 16, "BLOCK": 1024}
-    yield f"store {dtype}", attention.store_kernel, types, constants, 4
+        yield f"merge {dtype} {head_dim}", kernels.merge_kernel, types, constants, 1
+    for float8 in (False, True):
+        constants = {"BLOCK_SIZE": 16, "FLOAT8": float8, "BLOCK": 1024}
+        with_cache = types | ({"cache": "*u8"} if float8 else {})
+        yield f"store {dtype} float8={float8}", kernels.store_kernel, with_cache, constants, 4
 
 
 def _projected(dtype: str) -> Iterator[Variant]:
     pointers = ("projected", "query_norm", "key_norm", "cosine", "sine", "query", "cache")
     strides = ("token_stride", "block_stride", "half_stride", "cell_stride")
     types = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(strides, "i32")
-    types |= {"slots": "*i64", "epsilon": "fp32"}
-    for head_dim, rotary, normed in ((64, 64, False), (80, 32, False), (128, 128, True)):
+    types |= {"slots": "*i64", "epsilon": "fp32", "key_inverse": "fp32", "value_inverse": "fp32"}
+    for head_dim, rotary, normed, float8 in (
+        (64, 64, False, False),
+        (80, 32, False, True),
+        (128, 128, True, False),
+        (128, 128, True, True),
+    ):
         columns = triton.next_power_of_2(head_dim)
         constants = {
             "HEADS": 32,
@@ -108,12 +132,14 @@ def _projected(dtype: str) -> Iterator[Variant]:
             "HEAD_DIM": head_dim,
             "ROTARY": rotary,
             "NORMED": normed,
+            "FLOAT8": float8,
             "BLOCK_SIZE": 16,
             "BLOCK_H": 2048 // columns,
             "BLOCK_D": columns,
         }
-        name = f"prepare {dtype} {head_dim} normed={normed}"
-        yield name, projected.prepare_kernel, types, constants, 8
+        name = f"prepare {dtype} {head_dim} normed={normed} float8={float8}"
+        with_cache = types | ({"cache": "*u8"} if float8 else {})
+        yield name, projected.prepare_kernel, with_cache, constants, 8
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:
@@ -151,4 +177,6 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     capability = int(sys.argv[1])
-    print(json.dumps({variant[0]: compiled(variant, capability) for variant in variants()}))
+    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
+    chosen = [variant for variant in variants() if wanted in variant[0]]
+    print(json.dumps({variant[0]: compiled(variant, capability) for variant in chosen}))

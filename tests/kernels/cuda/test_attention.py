@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ pytest.importorskip("triton")
 
 from octavo.kernels.cuda.attention import plan_attention
 from octavo.kernels.cuda.projected import attend_projected
+from octavo.kernels.reference.attention import plan_attention as reference_plan_attention
 
-from ..paging import PagedStep, paged_step
+from ..paging import PagedStep, paged_step, rounded_to_8_bits, tree_marks
 from ..projecting import projected_case
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -30,9 +32,11 @@ def on(step: PagedStep, device: torch.device) -> PagedStep:
     return replace(step, **moved)
 
 
-def attended(step: PagedStep, device: torch.device, **options: float | None) -> Tensor:
+def attended(
+    step: PagedStep, device: torch.device, *, fixed: bool = False, **options: float | None
+) -> Tensor:
     there = on(step, device)
-    plan = there.plan(plan_attention)
+    plan = there.plan(partial(plan_attention, fixed=fixed))
     plan.store(there.cache, step.new_keys.to(device), step.new_values.to(device))
     scale = step.query.shape[2] ** -0.5
     got = plan.attend(there.cache, there.query, scale=scale, **options)  # type: ignore[arg-type]
@@ -43,7 +47,7 @@ def attended(step: PagedStep, device: torch.device, **options: float | None) -> 
     "dtype",
     [
         torch.float32,
-        torch.bfloat16,
+        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
         pytest.param(torch.float16, marks=pytest.mark.slow),
     ],
     ids=("float32", "bfloat16", "float16"),
@@ -77,21 +81,134 @@ def test_it_is_attention(
         torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-def test_a_decode_is_bitwise_the_same_alone_and_in_any_crowd(device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fixed", [False, True], ids=["free", "fixed"])
+def test_a_tree_of_drafts_sees_its_ancestors(
+    dtype: torch.dtype, fixed: bool, device: torch.device
+) -> None:
+    tree = tree_marks((-1, 0, 0, 1, 1, 2, 5, 6))
+    chain = tree_marks((-1, 0, 1, 2))
+    for slices, marks in (
+        (((4, 17), (1, 9), (4, 600)), (*chain, -1, *tree_marks((-1, 0, 0, 2)))),
+        (((8, 40), (9, 17)), (*tree, *(-1,) * 9)),
+    ):
+        step = paged_step(slices, heads=8, kv_heads=2, head_dim=16, dtype=dtype)
+        step = replace(step, marks=marks)
+        for window, softcap in ((None, None), (12, 3.0)):
+            got = attended(step, device, fixed=fixed, window=window, softcap=softcap)
+            expected = step.attended(scale=0.25, window=window, softcap=softcap)
+            tolerance = TOLERANCE[dtype]
+            torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("slices", [((1, 40), (1, 530)), ((21, 21), (3, 40))], ids=str)
+def test_keys_and_values_of_8_bits(
+    slices: tuple[tuple[int, int], ...], device: torch.device
+) -> None:
+    step = paged_step(slices, heads=6, kv_heads=2)
+    scales = {"key_scale": 0.5, "value_scale": 0.25}
+    rounded = on(rounded_to_8_bits(step, **scales), device)
+    plan = rounded.plan(plan_attention)
+    plan.store(rounded.cache, step.new_keys.to(device), step.new_values.to(device), **scales)
+    theirs = on(rounded_to_8_bits(step, **scales), device)
+    reference = theirs.plan(reference_plan_attention)
+    reference.store(theirs.cache, step.new_keys.to(device), step.new_values.to(device), **scales)
+    ours, cells = (cache.view(torch.uint8) for cache in (rounded.cache, theirs.cache))
+    assert torch.equal(ours, cells)
+    got = plan.attend(rounded.cache, rounded.query, scale=0.25, window=100, **scales)
+    expected = rounded.attended(scale=0.25, window=100, softcap=None)
+    torch.testing.assert_close(got.cpu().double(), expected, atol=4e-6, rtol=2e-5)
+
+
+def test_every_number_of_8_bits_is_read_and_every_number_rounded_to_nearest(
+    device: torch.device,
+) -> None:
+    """Against torch's conversion: ties, subnormals, the largest, and what is beyond it."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    exact = every[every.isfinite()].unique()
+    middle = (exact[1:] + exact[:-1]) / 2
+    around = torch.cat((middle.nextafter(middle - 1), middle, middle.nextafter(middle + 1)))
+    numbers = torch.cat((exact, around, torch.tensor([449.0, 1e9, -1e9, 1e-9, 2.0**-10, -0.0])))
+    numbers = torch.nn.functional.pad(numbers, (0, -len(numbers) % 16)).view(-1, 1, 16)
+    tokens = len(numbers)
+    cache = torch.zeros(tokens, 2, 1, 1, 16, dtype=torch.float8_e4m3fn, device=device)
+    one = torch.ones(tokens, dtype=torch.int32, device=device)
+    plan = plan_attention(
+        query_offsets=torch.arange(tokens + 1, dtype=torch.int32, device=device),
+        context_lengths=one,
+        block_tables=torch.arange(tokens, dtype=torch.int32, device=device)[:, None],
+        slot_mapping=torch.arange(tokens, device=device),
+        query_lengths=(1,) * tokens,
+        context_lengths_host=(1,) * tokens,
+        block_size=1,
+    )
+    plan.store(cache, numbers.to(device), numbers.to(device))
+    expected = numbers.clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(cache[:, 0, 0].cpu().float(), expected.float())
+    # A query that sees one cell gets its value.
+    got = plan.attend(cache, torch.zeros(tokens, 1, 16, device=device), scale=1.0)
+    assert torch.equal(got.cpu(), expected.float())
+
+
+def test_a_decode_is_bitwise_the_same_alone_and_among_decodes(device: torch.device) -> None:
     lengths = (1, 600, 70, 1300)
     crowd = paged_step(tuple((1, n) for n in lengths), heads=4, kv_heads=2, head_dim=32)
     together = attended(crowd, device)
     for row in range(len(lengths)):
-        alone = replace(
-            crowd,
-            slices=(crowd.slices[row],),
-            query=crowd.query[row : row + 1],
-            keys=[crowd.keys[row]],
-            values=[crowd.values[row]],
-            block_tables=crowd.block_tables[row : row + 1],
-            slot_mapping=crowd.slot_mapping[row : row + 1],
+        assert torch.equal(attended(only(crowd, row), device)[0], together[row])
+
+
+@pytest.mark.usefixtures("even_products")
+@pytest.mark.parametrize("window", [None, pytest.param(700, marks=pytest.mark.slow)])
+def test_fixed_tiles_give_the_same_bits_alone_in_chunks_and_in_any_crowd(
+    window: int | None, device: torch.device
+) -> None:
+    slices = ((1, 600), (70, 1050), (1, 3), (3, 1025))
+    crowd = paged_step(slices, heads=2, kv_heads=1, block_size=16)
+    together = attended(crowd, device, fixed=True, window=window)
+    for row in range(len(slices)):
+        first = sum(queries for queries, _ in slices[:row])
+        mine = together[first : first + slices[row][0]]
+        assert torch.equal(attended(only(crowd, row), device, fixed=True, window=window), mine)
+    for cut in ((1, 69), (40, 29, 1)):
+        parts = chunks(only(crowd, 1), cut)
+        got = [attended(part, device, fixed=True, window=window) for part in parts]
+        assert torch.equal(torch.cat(got), together[1:71])
+
+
+def only(step: PagedStep, row: int) -> PagedStep:
+    """One sequence of a step."""
+    first = sum(queries for queries, _ in step.slices[:row])
+    mine = slice(first, first + step.slices[row][0])
+    return replace(
+        step,
+        slices=(step.slices[row],),
+        query=step.query[mine],
+        keys=[step.keys[row]],
+        values=[step.values[row]],
+        block_tables=step.block_tables[row : row + 1],
+        slot_mapping=step.slot_mapping[mine],
+    )
+
+
+def chunks(step: PagedStep, cut: tuple[int, ...]) -> list[PagedStep]:
+    """The only slice of a step, its queries cut as told."""
+    ((queries, context),) = step.slices
+    parts, first = [], 0
+    for count in cut:
+        end = context - queries + first + count
+        parts.append(
+            replace(
+                step,
+                slices=((count, end),),
+                query=step.query[first : first + count],
+                keys=[step.keys[0][:end]],
+                values=[step.values[0][:end]],
+                slot_mapping=step.slot_mapping[first : first + count],
+            )
         )
-        assert torch.equal(attended(alone, device)[0], together[row])
+        first += count
+    return parts
 
 
 def test_nan_of_a_former_owner_is_not_felt(device: torch.device) -> None:

@@ -34,5 +34,6 @@ def test_every_variant_compiles_without_a_spill(capability: int) -> None:
     for name, found in variants.items():
         assert found["stack"] == 0, f"{name} spills"
         assert found["shared"] <= SHARED[capability], name
-        if capability == 90 and "prompt" in name:
+        small = "256" in name and "fixed=True" in name  # tiles of 32 rows
+        if capability == 90 and "prompt" in name and not small:
             assert found["wgmma"], f"{name} does not use the tensor cores' warp groups"
