@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.engine.errors import OctavoError
 
+from .cycle import speak
 from .openai.errors import (
     HeadTimeout,
     HeadTooLarge,
@@ -203,7 +204,7 @@ class Protocol(HttpToolsProtocol):
             self._version = self.parser.get_http_version().encode()
             return
         super().on_headers_complete()
-        self.cycle.transport = _LastWord(self)  # type: ignore[assignment]
+        speak(self.cycle, close=self.linger, chunks=self.parser.get_http_version() != "1.0")
         self._in_body = True
         self._expect(self._limits.body_seconds)
 
@@ -292,19 +293,3 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.cycle.keep_alive = False
-
-
-class _LastWord:
-    """The transport as the maker of an answer sees it: it closes after the last one only."""
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-
-    def write(self, data: bytes) -> None:
-        self._protocol.transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._protocol.transport.is_closing()
-
-    def close(self) -> None:
-        self._protocol.linger()

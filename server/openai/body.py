@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
@@ -30,6 +31,10 @@ _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 Schema = TypeVar("Schema", bound=msgspec.Struct)
 
 
+class _NotStrict(ValueError):
+    """JSON as Python takes it, but not as RFC 8259 has it."""
+
+
 async def read_body(request: Request, *, share: Share, limit: int, seconds: float) -> bytes:
     """The body as it came. `limit` in bytes, to arrive within `seconds`; `share` counts it.
 
@@ -38,6 +43,7 @@ async def read_body(request: Request, *, share: Share, limit: int, seconds: floa
         Overloaded: too much of other bodies is held.
     """
     _require_json_type(request.headers.get("content-type"))
+    _require_plain(request.headers.get("content-encoding", ""))
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
         raise _too_large(limit)
@@ -59,8 +65,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError("The body is not valid UTF-8.") from None
     except RecursionError:
         raise RequestError(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, _NotStrict) as error:
         raise RequestError(f"The body is not valid JSON: {error}.") from None
+    except ValueError:  # which Python raises for nothing else here
+        most = sys.get_int_max_str_digits()
+        raise RequestError(f"The body has a number of more than {most} digits.") from None
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.")
     _walk(value, check_strings=_SURROGATE.search(text) is not None)
@@ -118,17 +127,23 @@ def _require_json_type(content_type: str | None) -> None:
         raise WrongMediaType(f"The body must be application/json, but it is said to be {kind}.")
 
 
+def _require_plain(coding: str) -> None:
+    """What is packed small may be large beyond any limit when it is unpacked."""
+    if coding.strip().lower() not in ("", "identity"):
+        raise WrongMediaType(f"The body must come as it is, without Content-Encoding: {coding}.")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+        raise _NotStrict(f"the key {twice[:80]!r} stands twice in one object")
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise _NotStrict(f"{name} is no JSON number")
 
 
 def _walk(value: dict[str, Any], *, check_strings: bool) -> None:

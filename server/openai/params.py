@@ -180,6 +180,10 @@ def _logit_bias(bias: Mapping[str, float] | None, vocabulary: int) -> dict[int, 
             raise InvalidParameter(
                 f"logit_bias: {value!r} is not between -100 and 100.", param="logit_bias"
             )
+        if int(key) in parsed:
+            raise InvalidParameter(
+                f"logit_bias: the token {int(key)} stands there twice.", param="logit_bias"
+            )
         parsed[int(key)] = value
     check_ids(tuple(parsed), vocabulary, "logit_bias")
     return parsed

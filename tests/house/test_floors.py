@@ -48,7 +48,7 @@ SERVER_TOP = (
     "keys",
     "standard_streams",
 )
-SERVER_HTTP = ("openai", "admin", "middleware", "protocol", "refusal", "http_server")
+SERVER_HTTP = ("openai", "admin", "middleware", "protocol", "cycle", "refusal", "http_server")
 SERVER_TEXT = (
     "generation",
     "admission",

@@ -292,6 +292,31 @@ async def test_s6_a_body_that_is_not_json_is_415(kind: str) -> None:
     assert error_of(response)["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+async def test_s6_a_body_that_is_packed_is_415(coding: str) -> None:
+    response = await raw(serve(), b'{"prompt": "a"}', **{"content-encoding": coding})
+    assert response.status_code == 415
+    assert "Content-Encoding" in error_of(response)["message"]
+    for plain in ("identity", ""):
+        response = await raw(serve(), b'{"prompt": "a"}', **{"content-encoding": plain})
+        assert response.status_code == 200
+
+
+async def test_s6_a_number_too_long_is_told_in_words_of_ours() -> None:
+    response = await raw(serve(), b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}")
+    assert response.status_code == 400
+    message = error_of(response)["message"]
+    assert "digits" in message
+    assert "sys." not in message
+
+
+async def test_s2_a_token_may_have_one_bias_only_however_it_is_spelled() -> None:
+    bias = {"17": 1, "017": -100}
+    error = await serve().refusal(PATH, {"prompt": "a", "logit_bias": bias})
+    assert error["param"] == "logit_bias"
+    assert "17" in error["message"]
+
+
 async def test_s6_a_body_above_the_limit_is_413() -> None:
     server = serve(max_body_size=2000)
     response = await raw(server, b'{"prompt": "' + b"a" * 3000 + b'"}')

@@ -158,8 +158,9 @@ async def test_each_of_several_keys_opens_and_nothing_like_them(tmp_path: Path) 
         response = await server.http.get("/v1/models", headers=bearer(key))
         assert response.status_code == 401
         assert error_of(response)["code"] == "invalid_api_key"
-    twice = [("Authorization", "Bearer wrong"), ("Authorization", "Bearer alpha")]
-    assert (await server.http.get("/v1/models", headers=twice)).status_code == 401
+    for first, second in (("wrong", "alpha"), ("alpha", "wrong"), ("alpha", "alpha")):
+        twice = [("Authorization", f"Bearer {first}"), ("Authorization", f"Bearer {second}")]
+        assert (await server.http.get("/v1/models", headers=twice)).status_code == 401
 
 
 # --- that they are seen nowhere ------------------------------------------------------------------

@@ -22,7 +22,7 @@ from octavo.server import listener
 from octavo.server.protocol import MAX_HEADERS, MAX_TARGET_BYTES
 
 from ..fakes.engine import ScriptedEngine
-from .serving import listening, saying, serve
+from .serving import chunks, listening, saying, serve
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 GOOD = POST + b'Content-Length: 14\r\n\r\n{"prompt":"a"}'
@@ -463,6 +463,36 @@ def test_too_few_open_files_are_said(
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     with pytest.raises(ConfigError, match=f"{most} open files .*ulimit -n"):
         listener.connection_limit(wanted)
+
+
+# --- HTTP/1.0 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+async def test_a_stream_in_http_1_0_has_no_chunks_and_ends_with_its_connection(
+    connection: str,
+) -> None:
+    """RFC 9112, section 6.1: no Transfer-Encoding to whom does not say HTTP/1.1."""
+    body = json.dumps({"prompt": "a", "stream": True}).encode()
+    head = "POST /v1/completions HTTP/1.0\r\n"
+    head += f"Connection: {connection}\r\nContent-Length: {len(body)}\r\n\r\n"
+    received = await exchange(head.encode() + body)
+    begun, _, events = received.partition(b"\r\n\r\n")
+    status, headers = head_of(begun)
+    assert status == 200
+    assert headers["connection"] == "close"
+    assert "transfer-encoding" not in headers
+    assert chunks(events.decode())
+
+
+async def test_a_plain_answer_in_http_1_0_has_its_length() -> None:
+    received = await exchange(b"GET /v1/models HTTP/1.0\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, headers = head_of(head)
+    assert status == 200
+    assert "transfer-encoding" not in headers
+    assert int(headers["content-length"]) == len(body)
+    assert json.loads(body)["object"] == "list"
 
 
 # --- metrics -------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""What of uvicorn's `RequestResponseCycle`, one request and its answer, is done in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+    from starlette.types import Message
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+def speak(cycle: RequestResponseCycle, *, close: Callable[[], None], chunks: bool) -> None:
+    """To be called before anything is answered.
+
+    Args:
+        close: is called after the connection's last answer, in place of closing it.
+        chunks: whether the client understands them.
+    """
+    cycle.transport = _LastWord(cycle.transport, close)  # type: ignore[assignment]
+    if not chunks:
+        _end_with_the_connection(cycle)
+
+
+def _end_with_the_connection(cycle: RequestResponseCycle) -> None:
+    """HTTP/1.0 has no chunks: an answer without a length ends where the connection does, which
+    uvicorn closes behind it in any case (RFC 9112, sections 6.1 and 6.3)."""
+    cycle.chunked_encoding = False
+    send = cycle.send
+
+    async def send_as_it_is(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)  # type: ignore[arg-type]
+
+    cycle.send = send_as_it_is  # type: ignore[method-assign, assignment]
+
+
+class _LastWord:
+    """The transport as the maker of an answer sees it: it closes after the last one only."""
+
+    def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
+        self._transport = transport
+        self.close = close
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
