@@ -40,14 +40,14 @@ class _Plan(LibraryPlan):
         self._attend_paged = attend_paged
         self._longest = max(batch.query_lengths, default=0)
 
-    def attend(
+    def mix(
         self,
         cache: Tensor,
         query: Tensor,
         *,
         scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         mixed: Tensor = self._attend_paged(
             query,

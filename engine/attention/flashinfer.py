@@ -56,14 +56,14 @@ class _Plan(LibraryPlan):
         self._backend = backend
         self._planned: dict[Kind, Any] = {}
 
-    def attend(
+    def mix(
         self,
         cache: Tensor,
         query: Tensor,
         *,
         scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         kind = (scale, window, softcap)
         if kind not in self._planned:

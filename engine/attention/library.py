@@ -21,10 +21,17 @@ class LibraryPlan(ABC):
         self._block_size = block_size
         self._ours = ours
 
-    def store(self, cache: Tensor, key: Tensor, value: Tensor) -> None:
-        self._ours.store(cache, key, value)
+    def store(
+        self,
+        cache: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> None:
+        self._ours.store(cache, key, value, key_scale=key_scale, value_scale=value_scale)
 
-    @abstractmethod
     def attend(
         self,
         cache: Tensor,
@@ -33,8 +40,24 @@ class LibraryPlan(ABC):
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
-        """See `ops.AttentionPlan`."""
+        scale *= key_scale
+        mixed = self.mix(cache, query, scale=scale, window=window, softcap=softcap)
+        return mixed if value_scale == 1.0 else mixed * value_scale
+
+    @abstractmethod
+    def mix(
+        self,
+        cache: Tensor,
+        query: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See `ops.AttentionPlan.attend`; cells are as they stand in the cache."""
 
 
 class LibraryAttention(ABC):
@@ -71,12 +94,14 @@ class LibraryAttention(ABC):
             key = norm(query_key[:, layer.heads :], layer.key_norm, layer.epsilon)
             query_key = torch.cat((query, key), dim=1)
         query_key = self._ops.rotate(query_key, cosine, sine)
-        plan.store(cache, query_key[:, layer.heads :], value)
+        scales = {"key_scale": layer.key_scale, "value_scale": layer.value_scale}
+        plan.store(cache, query_key[:, layer.heads :], value, **scales)
         mixed = plan.attend(
             cache,
             query_key[:, : layer.heads].contiguous(),
             scale=layer.scale,
             window=layer.window,
             softcap=layer.softcap,
+            **scales,
         )
         return mixed.flatten(1)
