@@ -104,7 +104,7 @@ def _timed_launch(compute: Stopwatch, config: EngineConfig, progress: Any) -> tu
     for owner, name in (
         (computer._model, "forward"),
         (computer._model, "logits"),
-        (computer._sampler, "sample"),
+        (computer._sampler, "draw"),
     ):
         _replace(owner, name, compute.wrap(getattr(owner, name)))
     return runner, capacity

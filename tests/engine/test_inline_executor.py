@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from octavo.engine.batch import Batch
 from octavo.engine.errors import ConfigError, DoesNotFit
 from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.models.llama import Llama
 from octavo.engine.params import SamplingParams
-from octavo.engine.step import History, Slice, StepPlan, Wants
-from octavo.engine.worker.runner import Runner
+from octavo.engine.step import History, Moves, Slice, StepPlan, Wants
 
 from .tiny import BLOCK_BYTES, MAX_LENGTH, VOCAB_SIZE, tiny_config
 
@@ -83,7 +85,7 @@ def test_a_failed_step_is_an_exception_and_the_next_one_runs(
     expected = executor.collect().results[0].token_ids
     with monkeypatch.context() as broken:
         broken.setattr(KVCache, "apply", explode)
-        executor.submit(plan(1, 0))
+        executor.submit(replace(plan(1, 0), moves=Moves(copies=((7, 8),))))
         with pytest.raises(RuntimeError, match="the moves are wrong"):
             executor.collect()
     executor.submit(plan(2, 0))
@@ -152,13 +154,13 @@ def test_threads_are_set_where_the_computing_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    execute = Runner.execute
+    forward = Llama.forward
 
-    def watched(self: Runner, plan: StepPlan) -> object:
+    def watched(self: Llama, batch: Batch, kv: KVCache) -> torch.Tensor:
         seen.append((threading.current_thread().name, torch.get_num_threads()))
-        return execute(self, plan)
+        return forward(self, batch, kv)
 
-    monkeypatch.setattr(Runner, "execute", watched)
+    monkeypatch.setattr(Llama, "forward", watched)
     executor = InlineExecutor(tiny_config(tmp_path, threads=2, cpu_kernels="reference"))
     executor.start(quiet)
     executor.submit(plan(0, 0))
