@@ -95,7 +95,7 @@ def build_engine(
     executor = executor or build_executor(config)
     capacity = executor.start(progress)
     scheduler = Scheduler(config, capacity)
-    return Engine(scheduler, executor, overlap=config.overlap, pulse=pulse), capacity
+    return Engine(scheduler, executor, overlap=capacity.overlap, pulse=pulse), capacity
 
 
 def build_async_engine(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..config import EngineConfig
+from ..device import has_streams, overlaps, pick_device
 from ..params import SamplingParams
 from ..step import StepOutput, StepPlan
 from ..worker.launch import launch
@@ -19,16 +20,21 @@ Launch = Callable[[EngineConfig, Progress, Stream], tuple[Runner, Capacity]]
 class InlineExecutor:
     """Runs the whole model in this process.
 
-    Planned ahead, a CPU computes in a thread of its own, which lets go of the interpreter's lock
-    while it does; a GPU computes beside us anyway.
+    With overlap a step is launched when it is submitted. A GPU then computes beside us; so does a
+    CPU, in a thread of its own that lets go of the interpreter's lock while it computes. Without,
+    a step is computed when it is collected.
     """
 
     def __init__(self, config: EngineConfig, launch: Launch = launch) -> None:
         """`launch` makes the runner; what it gives the device goes through the stream."""
         self._config = config
         self._launch = launch
-        self._stream: Stream = OwnThread() if config.overlap else AtOnce()
+        device = pick_device(config.device)
+        self._ahead = overlaps(config.overlap, device)
+        threaded = self._ahead and not has_streams(device)
+        self._stream: Stream = OwnThread() if threaded else AtOnce()
         self._runner: Runner | None = None
+        self._next: StepPlan | None = None
 
     def start(self, progress: Progress) -> Capacity:
         make = partial(self._launch, self._config, progress, self._stream)
@@ -39,10 +45,16 @@ class InlineExecutor:
         return self._started().ready(params)
 
     def submit(self, plan: StepPlan) -> None:
-        self._started().launch(plan)
+        runner = self._started()
+        if self._ahead:
+            runner.launch(plan)
+        else:
+            self._next = plan
 
     def collect(self) -> StepOutput:
-        return self._started().land()
+        runner = self._started()
+        plan, self._next = self._next, None
+        return runner.land() if plan is None else runner.execute(plan)
 
     def stop(self) -> None:
         self._stream.close()

@@ -18,6 +18,7 @@ from ..device import (
     available_cores,
     available_memory,
     inter_token_target,
+    overlaps,
     pick_device,
     pick_dtype,
 )
@@ -125,6 +126,7 @@ def launch(
         weight_bytes=model.weight_bytes,
         parameters=model.parameter_count,
         itl_target_seconds=inter_token_target(device),
+        overlap=int(overlaps(config.overlap, device)),
     )
     return Runner(kv, computer, stream), capacity
 

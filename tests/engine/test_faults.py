@@ -238,7 +238,7 @@ async def test_an_engine_that_leaves_in_a_step_is_restarted(
 
 def test_of_a_step_that_failed_as_a_whole_the_client_reads_a_sentence() -> None:
     executor = FakeExecutor()
-    config = EngineConfig(model="fake", overlap=0)
+    config = EngineConfig(model="fake", overlap="off")
     engine, _ = build_engine(config, lambda *_: None, executor)
     engine.add(request("one", 5, 6, 7))
     engine.add(request("two", 5, 6, 8))

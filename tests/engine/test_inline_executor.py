@@ -41,20 +41,20 @@ def plan(number: int, position: int) -> StepPlan:
     return StepPlan(number=number, slices=(part,))
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: int) -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: str) -> None:
     executor = InlineExecutor(tiny_config(tmp_path, overlap=overlap))
     executor.start(quiet)
     tokens = []
     executor.submit(plan(0, 0))
     for number in range(1, 12):
-        if overlap:  # planned before its token is known
+        if overlap == "on":  # planned before its token is known
             executor.submit(plan(number, 2 + number))
         output = executor.collect()
         assert output.number == number - 1
         assert output.seconds > 0
         tokens += output.results[0].token_ids
-        if not overlap:
+        if overlap == "off":
             executor.submit(plan(number, 2 + number))
     executor.collect()
     executor.stop()
@@ -64,7 +64,7 @@ def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: 
 
 def alone(folder: Path) -> list[int]:
     executor = InlineExecutor(
-        tiny_config(folder, overlap=0, kv_memory=8 * BLOCK_BYTES, max_model_len=64)
+        tiny_config(folder, overlap="off", kv_memory=8 * BLOCK_BYTES, max_model_len=64)
     )
     executor.start(quiet)
     tokens: list[int] = []
@@ -75,9 +75,9 @@ def alone(folder: Path) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_a_failed_step_is_an_exception_and_the_next_one_runs(
-    tmp_path: Path, overlap: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overlap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = InlineExecutor(tiny_config(tmp_path, overlap=overlap))
     executor.start(quiet)
