@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from .acceptor import Acceptor
 from .protocol import Limits, Protocol
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def http_server(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which leaves signals to the daemon and sleeps while there is nothing to do."""
+    """uvicorn's, which leaves signals to the daemon, sleeps while there is nothing to do, and takes
+    connections by `Acceptor`."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -59,6 +62,14 @@ class Server(uvicorn.Server):
         """`serve` returns soon: answers under way may finish, with `force` they may not."""
         self.should_exit, self.force_exit = True, force
         self._told_to_end.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        def protocol() -> asyncio.BaseProtocol:
+            make = self.config.http_protocol_class
+            return make(self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
+
+        self.servers = [Acceptor(listener, protocol) for listener in sockets or ()]  # type: ignore[misc]
+        self.started = True
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):

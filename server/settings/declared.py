@@ -159,11 +159,11 @@ class Settings:
         "What happens to the KV blocks of a preempted request; `auto`: whichever costs less.",
         aliases=("preemption-mode",),
     )
-    overlap: str = setting(
-        kinds.choice("auto", "on", "off", also={"1": "on", "0": "off"}),
+    overlap: int = setting(
+        kinds.integer(0, 1),
         _ENGINE.overlap,
         "Scheduling",
-        "Plan and launch the next step while the device computes one. `auto`: where it gains.",
+        "Steps planned ahead while one computes.",
     )
     max_queue_requests: int = setting(
         kinds.integer(1),

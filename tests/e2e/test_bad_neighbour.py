@@ -27,10 +27,8 @@ from octavo.engine.params import (
     Request,
     SamplingParams,
 )
-from octavo.engine.step import Delta, Slice, StepStats, TokenLogprobs
-from octavo.engine.worker.computer import Computer, Launched
-from octavo.engine.worker.gathering import Work
-from octavo.engine.worker.sequences import AsOf
+from octavo.engine.step import Delta, Slice, SliceResult, StepStats, TokenLogprobs
+from octavo.engine.worker.computer import Computer
 
 from .daemon import serving
 from .prompts import mixed_prompts
@@ -154,10 +152,10 @@ def undisturbed() -> Answers:
     return answers
 
 
-@pytest.mark.parametrize("overlap", [pytest.param("off", marks=pytest.mark.slow), "on"])
+@pytest.mark.parametrize("overlap", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("action", ["raise", "oom"])
 def test_64_good_requests_do_not_feel_a_bad_one(
-    undisturbed: Answers, action: str, overlap: str, caplog: pytest.LogCaptureFixture
+    undisturbed: Answers, action: str, overlap: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = request("the bad one", [*range(300, 340), POISON, 5], n=2)
     answers, stats = served(
@@ -181,13 +179,11 @@ def test_64_good_requests_do_not_feel_a_bad_one(
 
 PLACES = (
     ("_gather", "after"),  # the sampler has met the newcomers
-    ("_forward", "before"),
-    ("_forward", "after"),  # it has written its cells
-    ("_prepare", "after"),  # grammars have read on
-    ("_draw", "after"),  # penalties are counted
+    ("_choose", "before"),  # the forward pass has written its cells
+    ("_sample", "after"),  # penalties are counted, grammars have read on
     ("_search", "after"),
     ("_score", "after"),
-    ("_keep", "before"),  # with overlap the next step has been launched
+    ("_keep", "before"),
 )
 
 
@@ -196,28 +192,35 @@ class Mischief:
     it would fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._alone = True
         self._visits = Counter(dict(zip(PLACES, range(len(PLACES)), strict=True)))
         self.raised: Counter[tuple[str, str]] = Counter()
+        compute = Computer.compute
+
+        def watched(computer: Computer, slices: Sequence[Slice]) -> list[SliceResult]:
+            self._alone = len(slices) == 1
+            return compute(computer, slices)
+
+        monkeypatch.setattr(Computer, "compute", watched)
         for name, when in PLACES:
             monkeypatch.setattr(Computer, name, self._around(name, when))
 
     def _around(self, name: str, when: str) -> Callable[..., object]:
         inner = getattr(Computer, name)
 
-        def outer(computer: Computer, step: Any, *more: object) -> object:
+        def outer(*arguments: object) -> object:
             if when == "before":
-                self._maybe(name, when, step)
-            result = inner(computer, step, *more)
+                self._maybe(name, when)
+            result = inner(*arguments)
             if when == "after":
-                self._maybe(name, when, step)
+                self._maybe(name, when)
             return result
 
         return outer
 
-    def _maybe(self, name: str, when: str, step: Sequence[Slice] | Work | Launched) -> None:
+    def _maybe(self, name: str, when: str) -> None:
         self._visits[name, when] += 1
-        slices = step.slices if isinstance(step, Work) else getattr(step, "given", step)
-        if len(slices) > 1 and self._visits[name, when] % 5 == 0:
+        if not self._alone and self._visits[name, when] % 5 == 0:
             self.raised[name, when] += 1
             raise (RuntimeError, MemoryError)[self.raised[name, when] % 2]("mischief")
 
@@ -238,13 +241,13 @@ def everything() -> list[Request]:
 @pytest.mark.parametrize(
     ("overlap", "settings"),
     [
-        ("off", {"max_num_batched_tokens": 64}),
-        ("on", {"max_num_batched_tokens": 96, "kv_memory": 45 * 16 * 6144, "swap_space": 32 << 20}),
+        (0, {"max_num_batched_tokens": 64}),
+        (1, {"max_num_batched_tokens": 96, "kv_memory": 45 * 16 * 6144, "swap_space": 32 << 20}),
     ],
     ids=["chunks", "chunks, overlap and a tight cache"],
 )
 def test_a_second_attempt_gives_the_same_wherever_the_first_one_failed(
-    overlap: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    overlap: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = everything()
     expected, before = served(requests)
@@ -262,25 +265,24 @@ def test_an_allocation_that_really_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     """torch's own out-of-memory error, whenever more than 40 tokens are computed at a time."""
     requests = everything()[:12]
     expected, _ = served(requests)
-    forward = Computer._forward
+    forward = Computer._choose
     failed = []
 
-    def greedy(computer: Computer, work: Work, histories: AsOf) -> Any:
-        count = len(work.batch.token_ids)
-        if count > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
-            failed.append(count)
+    def greedy(computer: Computer, work: Any, hidden: torch.Tensor, chosen: object) -> None:
+        if len(hidden) > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
+            failed.append(len(hidden))
             torch.empty(1 << 50)
-        return forward(computer, work, histories)
+        forward(computer, work, hidden, chosen)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Computer, "_forward", greedy)
+    monkeypatch.setattr(Computer, "_choose", greedy)
     answers, _ = served(requests)
     assert_same(answers, expected)
     assert failed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlap", ["off", "on"])
-def test_answers_outlive_books_that_are_wrong(overlap: str) -> None:
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_answers_outlive_books_that_are_wrong(overlap: int) -> None:
     """Every few steps a block that somebody uses is freed behind his back, in a tight cache."""
     requests = everything()
     expected, _ = served(requests)

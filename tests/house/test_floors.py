@@ -48,7 +48,16 @@ SERVER_TOP = (
     "keys",
     "standard_streams",
 )
-SERVER_HTTP = ("openai", "admin", "middleware", "protocol", "cycle", "refusal", "http_server")
+SERVER_HTTP = (
+    "openai",
+    "admin",
+    "middleware",
+    "protocol",
+    "cycle",
+    "refusal",
+    "http_server",
+    "acceptor",
+)
 SERVER_TEXT = (
     "generation",
     "admission",
