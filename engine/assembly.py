@@ -30,8 +30,10 @@ from .watch import HANG_SECONDS
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .core import Engine, Line
+    from .executor.inline import Launch
     from .supervisor import EngineProcess
     from .worker.runner import Runner
+    from .worker.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +47,21 @@ def build_executor(config: EngineConfig, *, epoch: int = 0) -> Executor:
     return InlineExecutor(config)
 
 
-def _faulty_launch(epoch: int) -> Callable[[EngineConfig, OnProgress], tuple[Runner, Capacity]]:
+def _faulty_launch(epoch: int) -> Launch:
     """Like `worker.launch.launch`, but what it makes goes wrong where the configuration says so."""
     from .faults.computer import FaultyComputer
     from .faults.fault import parse_fault
     from .worker.launch import launch
 
-    def faulty(config: EngineConfig, progress: OnProgress) -> tuple[Runner, Capacity]:
+    def faulty(
+        config: EngineConfig, progress: OnProgress, stream: Stream
+    ) -> tuple[Runner, Capacity]:
         faults = [parse_fault(text) for text in config.test_fault]
         log.warning(
             "FAULTS ON PURPOSE, for tests only: this engine will go wrong (--test-fault %s)",
             ", ".join(map(str, faults)),
         )
-        runner, capacity = launch(config, progress)
+        runner, capacity = launch(config, progress, stream)
         runner.computer = FaultyComputer(runner.computer, faults, epoch=epoch)
         return runner, capacity
 
@@ -91,7 +95,7 @@ def build_engine(
     executor = executor or build_executor(config)
     capacity = executor.start(progress)
     scheduler = Scheduler(config, capacity)
-    return Engine(scheduler, executor, overlap=config.overlap, pulse=pulse), capacity
+    return Engine(scheduler, executor, overlap=capacity.overlap, pulse=pulse), capacity
 
 
 def build_async_engine(

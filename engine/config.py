@@ -33,7 +33,7 @@ class EngineConfig:
     prefix_caching: bool = True
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap
-    overlap: int = 1  # steps planned ahead: 0 or 1
+    overlap: str = "auto"  # auto | on | off: the next step is planned while one computes
     # What is to go wrong on purpose, in tests only (engine/faults/fault.py).
     test_fault: tuple[str, ...] = ()
     threads: int | None = None  # None: one less than the cores the container may use

@@ -113,6 +113,17 @@ def marker_of(device: torch.device) -> Callable[[], Marker] | None:
     return lambda: torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
+def has_streams(device: torch.device) -> bool:
+    """Whether the device goes on with its work when a call that gave it some has returned."""
+    return marker_of(device) is not None
+
+
+def overlaps(name: str, device: torch.device) -> bool:
+    """Whether the next step is to be planned and launched while the device computes one: `name` is
+    "on", "off", or "auto" for where it gains."""
+    return name == "on" or name == "auto"
+
+
 def inter_token_target(device: torch.device) -> float:
     """Seconds between two tokens of a stream that suit a reader and that the device can hold."""
     return 0.1 if device.type == "cpu" else 0.03

@@ -34,6 +34,7 @@ class LiveRequest:
         for choice, emitted in zip(self.choices, request.emitted, strict=False):
             choice.token_ids.extend(emitted.token_ids)
             choice.finished = emitted.finished
+        self._open = len(self.choices) - len(self.ended_choices)  # choices that go on
         self._arrived: list[Delta] = []
         self.unread = 0  # output tokens and their log-probabilities, arrived and not taken
         self._failure: OctavoError | None = None
@@ -51,7 +52,7 @@ class LiveRequest:
 
     @property
     def ended(self) -> bool:
-        return all(choice.finished for choice in self.choices)
+        return not self._open
 
     @property
     def over(self) -> bool:
@@ -67,25 +68,32 @@ class LiveRequest:
         choice = self.choices[delta.index]
         if choice.finished or self.failed:
             return  # it was finished here while the engine still computed it
-        if choice.repeated and delta.prompt_logprobs:
+        if delta.prompt_logprobs:
             skipped = min(choice.repeated, len(delta.prompt_logprobs))
             choice.repeated -= skipped
             delta = delta._replace(prompt_logprobs=delta.prompt_logprobs[skipped:])
-        choice.prompt_logprobs += len(delta.prompt_logprobs)
+            choice.prompt_logprobs += len(delta.prompt_logprobs)
         if delta.cached_tokens is not None:
             if choice.cached_tokens_told:
                 delta = delta._replace(cached_tokens=None)
             choice.cached_tokens_told = True
         choice.token_ids.extend(delta.token_ids)
-        choice.finished = delta.last or delta.error is not None
+        if delta.last or delta.error is not None:
+            self._end(choice)
         self._arrived.append(delta)
-        self.unread += len(delta.token_ids) + sum([len(s.top_ids) for s in delta.logprobs])
+        self.unread += len(delta.token_ids)
+        if delta.logprobs:
+            self.unread += sum([len(scores.top_ids) for scores in delta.logprobs])
 
     def finish(self, index: int) -> None:
         """The listener itself ends a choice; what has arrived for it is dropped."""
-        self.choices[index].finished = True
+        self._end(self.choices[index])
         self._arrived = [delta for delta in self._arrived if delta.index != index]
         self.wake()
+
+    def _end(self, choice: _Choice) -> None:
+        self._open -= not choice.finished
+        choice.finished = True
 
     def fail(self, failure: OctavoError) -> None:
         """Raised by `take` when what has arrived has been taken."""

@@ -34,8 +34,9 @@ class Transfer(Protocol):
         `into`: uint8 memory on the device, `packed_bytes` or more, that the tensors are to lie in.
         """
 
-    def receive(self, *tensors: Tensor) -> list[Array]:
-        """The tensors' values as arrays, when they are there: this waits for the device."""
+    def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
+        """Begin to bring the tensors' values to the host. Returns the way to them as arrays, to be
+        gone once: it waits for the device to have come this far, and not for what follows."""
 
 
 def transfer_to(device: torch.device) -> Transfer:
@@ -56,8 +57,8 @@ class Shared:
             place.copy_(tensor)
         return places
 
-    def receive(self, *tensors: Tensor) -> list[Array]:
-        return [tensor.numpy(force=True) for tensor in tensors]
+    def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
+        return lambda: [tensor.numpy(force=True) for tensor in tensors]
 
 
 @dataclass(slots=True)
@@ -69,7 +70,8 @@ class _Buffer:
 
 
 class Pinned:
-    """Through page-locked buffers, used in turn: one is written again when its copy has been made.
+    """Through page-locked buffers. The outgoing ones are used in turn: one is written again when
+    its copy has been made. An incoming one is used again when it has been read.
 
     This has not run on a GPU yet.
     """
@@ -80,7 +82,7 @@ class Pinned:
         self._device = device
         self._make_marker = make_marker
         self._outgoing = [self._buffer(_SMALLEST) for _ in range(buffers)]
-        self._incoming = self._buffer(_SMALLEST)
+        self._incoming: list[_Buffer] = []  # in which nothing is awaited
         self._next = 0
 
     def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
@@ -96,19 +98,25 @@ class Pinned:
         buffer.done.record()
         return views(into, arrays)
 
-    def receive(self, *tensors: Tensor) -> list[Array]:
+    def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         packed = torch.cat([_bytes(tensor) for tensor in tensors])
-        host = self._room(self._incoming, len(packed))
+        buffer = self._incoming.pop() if self._incoming else self._buffer(_SMALLEST)
+        host = self._room(buffer, len(packed))
         host.copy_(packed, non_blocking=True)
-        self._incoming.done.record()
-        self._incoming.done.synchronize()
-        arrays: list[Array] = []
-        begin = 0
-        for tensor in tensors:
-            part = host[begin : begin + tensor.nbytes].clone()  # aligned, and ours
-            arrays.append(part.view(tensor.dtype).view(tensor.shape).numpy())
-            begin += tensor.nbytes
-        return arrays
+        buffer.done.record()
+
+        def arrived() -> list[Array]:
+            buffer.done.synchronize()
+            arrays: list[Array] = []
+            begin = 0
+            for tensor in tensors:
+                part = host[begin : begin + tensor.nbytes].clone()  # aligned, and ours
+                arrays.append(part.view(tensor.dtype).view(tensor.shape).numpy())
+                begin += tensor.nbytes
+            self._incoming.append(buffer)
+            return arrays
+
+        return arrived
 
     def _room(self, buffer: _Buffer, total: int) -> Tensor:
         """`total` bytes of a buffer that the device has done with."""

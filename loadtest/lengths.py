@@ -29,6 +29,8 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class LogNormal:
+    """Most lengths near the median, a few much longer; none above `highest`."""
+
     median: int
     sigma: float
     highest: int | None = None

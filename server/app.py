@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
 
 log = logging.getLogger(__name__)
-_LOOKS = (700, 10, 100)  # for garbage: the first two are Python's, the last is ten times its own
+_LOOKS = (10_000, 10, 100)  # for garbage: a step of many streams makes no 10,000 things that last
 
 
 def create_app(

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.engine.params import SEED_BITS, FinishReason, PoolingParams, Request, SamplingParams
 from octavo.engine.step import Delta, TokenLogprobs
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from .observe.metrics import Metrics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What one choice gained. The last one of a choice has a finish reason."""
 
-    index: int  # prompt's place * n + choice
+    index: int  # type: ignore[assignment]  # prompt's place * n + choice
     pieces: tuple[Piece, ...] = ()  # of its text
     token_ids: tuple[int, ...] = ()
     scores: tuple[ScoredToken, ...] = ()
@@ -79,7 +78,7 @@ class Generation:
         self._at_once = at_once
         self._numbers = itertools.count()
 
-    async def stream(self, job: Job, tally: Tally) -> AsyncGenerator[TextDelta, None]:
+    def stream(self, job: Job, tally: Tally) -> AsyncGenerator[TextDelta, None]:
         """Deltas of all choices of all prompts, in the order they are made.
 
         Raises:
@@ -89,11 +88,7 @@ class Generation:
         tally.begin(job.params, prompt_tokens=sum(map(len, job.prompts)), prompts=len(job.prompts))
         at_once = max(1, self._at_once // job.params.n)
         streams = self._each(job, tally, at_once)
-        async with aclosing(
-            next(streams) if len(job.prompts) == 1 else _merged(streams, at_once=at_once)
-        ) as deltas:
-            async for delta in deltas:
-                yield delta
+        return next(streams) if len(job.prompts) == 1 else _merged(streams, at_once=at_once)
 
     def _each(
         self, job: Job, tally: Tally, at_once: int
@@ -122,49 +117,36 @@ class Generation:
         choices = [ChoiceText(job.model.tokenizer, params) for _ in range(params.n)]
         ended: set[int] = set()
         begun = False
-        async with aclosing(self._deltas(request)) as deltas:
+        scored = params.prompt_logprobs is not None
+        made = self._engine.generate(request)
+        async with aclosing(_scored_first(made) if scored else made) as deltas:
             async for delta in deltas:
-                choice = choices[delta.index]
-                if delta.index in ended:
+                index = delta.index
+                if index in ended:
                     continue  # the engine had computed it before it heard of the end
+                choice = choices[index]
                 if not begun:
                     begun = True
                     job.permit.begin(len(prompt))
                     self._first_token(tally, len(prompt), delta)
                 pieces, scores, tokens = choice.take(delta)
-                self._count(tally, first_index + delta.index, tokens)
+                self._count(tally, first_index + index, tokens)
                 if choice.finished:
-                    ended.add(delta.index)
+                    ended.add(index)
                     if not delta.last:
-                        self._engine.finish_choice(request.id, delta.index)
-                    tally.finish(first_index + delta.index, choice.finish_reason, delta.timing)
+                        self._engine.finish_choice(request.id, index)
+                    tally.finish(first_index + index, choice.finish_reason, delta.timing)
                 yield TextDelta(
-                    index=first_index + delta.index,
+                    index=first_index + index,
                     pieces=pieces,
                     token_ids=delta.token_ids[:tokens],
                     scores=scores,
                     prompt_logprobs=delta.prompt_logprobs,
-                    cached_tokens=delta.cached_tokens or 0 if delta.index == 0 else 0,
+                    cached_tokens=delta.cached_tokens or 0 if index == 0 else 0,
                     embedding=delta.embedding or (),
                     finish_reason=choice.finish_reason,
                     stop_reason=choice.stop_reason,
                 )
-
-    async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """The engine's deltas; where the prompt is scored, choice 0, which brings the scores,
-        comes first."""
-        async with aclosing(self._engine.generate(request)) as deltas:
-            held: list[Delta] | None = None if request.sampling.prompt_logprobs is None else []
-            async for delta in deltas:
-                if held is None:
-                    yield delta
-                elif delta.index != 0:
-                    held.append(delta)
-                else:
-                    yield delta
-                    for other in held:
-                        yield other
-                    held = None
 
     def _first_token(self, tally: Tally, prompt_tokens: int, delta: Delta) -> None:
         cached = delta.cached_tokens or 0
@@ -177,6 +159,22 @@ class Generation:
     def _count(self, tally: Tally, index: int, tokens: int) -> None:
         if tokens:
             self._metrics.on_tokens(tokens, gap_seconds=tally.tokens(index, tokens))
+
+
+async def _scored_first(deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """The same deltas; those of choice 0, which brings the prompt's scores, come first."""
+    held: list[Delta] | None = []
+    async with aclosing(deltas):
+        async for delta in deltas:
+            if held is None:
+                yield delta
+            elif delta.index != 0:
+                held.append(delta)
+            else:
+                yield delta
+                for other in held:
+                    yield other
+                held = None
 
 
 def _salt(owner: str, given: str) -> str:

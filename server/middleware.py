@@ -64,7 +64,10 @@ class Reception:
             return
         scope["root_path"] = self._root_path
         tally = Tally(id=_request_id(Headers(scope=scope)))
-        scope.setdefault("state", {})["tally"] = tally
+        state = scope.setdefault("state", {})
+        # Between here and an endpoint all look at beginnings and ends only: the events of streams
+        # pass them by, which saves a tenth of the time that a token takes.
+        state["tally"], state["send_part"] = tally, send
         current_request_id.set(tally.id)
         status = _CLIENT_LEFT
         begun = ended = False

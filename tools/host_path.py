@@ -2,7 +2,7 @@
 
     python tools/host_path.py [MODEL_FOLDER] [--sequences 64] [--json FILE]
 
-The engine runs in this process with an overlap of 0, and the message that would go to the front
+The engine runs in this process without overlap, and the message that would go to the front
 end is encoded and sent through a socket. Timed apart: schedule and commit (as the engine itself
 counts them), the batch (all of the worker's step but the model's forward pass, its logits and the
 sampler), and the message. Times are the thread's own processor time, which neighbours on the same
@@ -32,6 +32,7 @@ from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.params import Request, SamplingParams
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.runner import Runner
+from octavo.engine.worker.stream import Stream
 from octavo.loadtest import machine
 from octavo.loadtest.make_model import make_model
 from octavo.loadtest.shapes import SHAPES
@@ -81,7 +82,9 @@ def main() -> int:
 
 def measure(folder: Path, sequences: int) -> dict[str, float]:
     """Medians over the steps in which all sequences run, in milliseconds."""
-    config = EngineConfig(model=str(folder), overlap=0, max_num_seqs=sequences, max_model_len=512)
+    config = EngineConfig(
+        model=str(folder), overlap="off", max_num_seqs=sequences, max_model_len=512
+    )
     compute = Stopwatch()
     executor = InlineExecutor(config, functools.partial(_timed_launch, compute))
     worker = Stopwatch()
@@ -97,14 +100,16 @@ def measure(folder: Path, sequences: int) -> dict[str, float]:
         near.close()
 
 
-def _timed_launch(compute: Stopwatch, config: EngineConfig, progress: Any) -> tuple[Runner, Any]:
+def _timed_launch(
+    compute: Stopwatch, config: EngineConfig, progress: Any, stream: Stream
+) -> tuple[Runner, Any]:
     """The real runner; its model and its sampler's draw are timed. Reaches into its computer."""
-    runner, capacity = launch(config, progress)
+    runner, capacity = launch(config, progress, stream)
     computer: Any = runner.computer
     for owner, name in (
         (computer._model, "forward"),
         (computer._model, "logits"),
-        (computer._sampler, "sample"),
+        (computer._sampler, "draw"),
     ):
         _replace(owner, name, compute.wrap(getattr(owner, name)))
     return runner, capacity

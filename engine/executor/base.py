@@ -31,6 +31,7 @@ class Capacity:
     weight_bytes: int
     parameters: int
     itl_target_seconds: float = 0.0  # inter-token target that suits the device; 0: none
+    overlap: int = 0  # steps that may be submitted ahead of the one whose output is awaited
 
 
 class Executor(Protocol):
@@ -49,7 +50,9 @@ class Executor(Protocol):
         """
 
     def submit(self, plan: StepPlan) -> None:
-        """Hand a plan over; returns without waiting for its result where the device allows."""
+        """Hand a plan over; returns without waiting for its result. `Capacity.overlap` more plans
+        than have been collected may be handed over: such a plan names tokens that are not known
+        yet, and the device reads them where it has them."""
 
     def collect(self) -> StepOutput:
         """Wait for the oldest submitted plan and return its output.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..params import SamplingParams
 from ..step import Slice, SliceResult, StepPlan
+from ..worker.computer import Launched
 from ..worker.runner import Computes
 from .fault import Fault
 
@@ -16,14 +17,14 @@ _EXIT_CODE = 70
 
 
 class FaultyComputer:
-    """Strikes before it computes. `raise` and `oom` are exceptions out of `compute`, which its
+    """Strikes before it launches. `raise` and `oom` are exceptions out of `launch`, which its
     caller answers like any other; the rest befalls the whole process."""
 
     def __init__(self, inner: Computes, faults: Sequence[Fault], *, epoch: int) -> None:
         self._inner = inner
         self._faults = [fault for fault in faults if fault.epoch in (None, epoch)]
         self._step = -1
-        self._struck: set[Fault] = set()  # those of this step
+        self._struck: set[tuple[Fault, int]] = set()  # with the step
         self._marked: dict[Fault, set[int]] = {fault: set() for fault in self._faults}
 
     def ready(self, params: SamplingParams) -> bool:
@@ -31,17 +32,29 @@ class FaultyComputer:
 
     def begin(self, plan: StepPlan) -> None:
         self._step = plan.number
-        self._struck.clear()
-        for sequences in self._marked.values():
-            sequences.difference_update(plan.retired)
         self._inner.begin(plan)
 
-    def compute(self, slices: Sequence[Slice]) -> list[SliceResult]:
+    def forget(self, sequences: Iterable[int]) -> None:
+        gone = set(sequences)
+        for marked in self._marked.values():
+            marked -= gone
+        self._inner.forget(gone)
+
+    def launch(self, slices: Sequence[Slice]) -> Launched:
         self._mark(slices)
         for fault in self._faults:
             if self._due(fault, slices):
                 _strike(fault)
-        return self._inner.compute(slices)
+        return self._inner.launch(slices)
+
+    def sample(self, launched: Launched) -> None:
+        self._inner.sample(launched)
+
+    def land(self, launched: Launched) -> list[SliceResult]:
+        return self._inner.land(launched)
+
+    def rewind(self) -> None:
+        self._inner.rewind()
 
     def _mark(self, slices: Sequence[Slice]) -> None:
         """Remember the sequences whose prompt has a fault's token."""
@@ -58,9 +71,9 @@ class FaultyComputer:
             return False
         if fault.token is not None:
             return any(part.sequence in self._marked[fault] for part in slices)
-        if fault in self._struck:
+        if (fault, self._step) in self._struck:
             return False
-        self._struck.add(fault)
+        self._struck.add((fault, self._step))
         return True
 
 

@@ -34,6 +34,8 @@ class GrammarRule:
         threads: cores to compute masks on.
     """
 
+    reads_history = True
+
     def __init__(
         self, vocab_size: int, compiler: GrammarCompiler, allow_only: AllowOnly, *, threads: int = 1
     ) -> None:

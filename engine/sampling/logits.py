@@ -29,13 +29,21 @@ _NEVER = float("-inf")
 class Histories(Protocol):
     """The known tokens of every sequence, by row. Owned by the worker."""
 
-    token_ids: npt.NDArray[np.int32]  # [rows, longest]
-    lengths: npt.NDArray[np.int64]  # [rows] known tokens
-    prompt_lengths: npt.NDArray[np.int64]  # [rows]
+    @property
+    def token_ids(self) -> npt.NDArray[np.int32]: ...  # [rows, longest]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]: ...  # [rows] known tokens
+
+    @property
+    def prompt_lengths(self) -> npt.NDArray[np.int64]: ...  # [rows]
 
 
 class LogitsRule(Protocol):
-    """One way to change logits."""
+    """One way to change logits. `reads_history`: whether it looks at the tokens that have been
+    said, not only at their number."""
+
+    reads_history: bool
 
     def needs(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters is touched at all."""
@@ -74,6 +82,8 @@ def standard_rules(vocab_size: int, stop_ids: Sequence[int], ops: Ops) -> tuple[
 class AllowedTokens:
     """`allowed_token_ids`: nothing else may be said."""
 
+    reads_history = False
+
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._allowed: dict[int, Tokens] = {}  # by row
@@ -94,6 +104,8 @@ class AllowedTokens:
 
 class BadWords:
     """`bad_words_ids`: a token that would complete one of the sequences may not be said."""
+
+    reads_history = True
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -126,6 +138,8 @@ class BadWords:
 class MinimumLength:
     """`min_tokens`: until reached, neither end-of-sequence nor stop ids may be said."""
 
+    reads_history = False
+
     def __init__(self, vocab_size: int, stop_ids: Sequence[int]) -> None:
         self._vocab_size = vocab_size
         self._stop_ids = tuple(stop_ids)
@@ -148,6 +162,8 @@ class MinimumLength:
 
 class LogitBias:
     """`logit_bias`: numbers added to chosen tokens' logits."""
+
+    reads_history = False
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -175,6 +191,8 @@ class Penalties:
     Counts are kept per row and brought up to date from the history when they are used: in a
     running sequence that is the one token which was sampled last.
     """
+
+    reads_history = True
 
     def __init__(self, vocab_size: int, ops: Ops) -> None:
         self._vocab_size = vocab_size

@@ -12,9 +12,10 @@ in which every row is greedy and unshaped costs one argmax.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
 _NOT_FINITE = "the model's logits are not finite"
+_FAILURES = {-1: _NOT_FINITE, -2: NOTHING_LEFT}  # by what stands where a token should
 
 _ROW = np.dtype(
     [
@@ -48,6 +50,7 @@ _ROW = np.dtype(
         ("prompt_logprobs", np.int64),  # the same for prompt tokens
         ("candidates", np.int64),  # continuations to name for beam search
         ("shaped", np.bool_),  # whether any rule applies
+        ("bound", np.bool_),  # whether a rule applies that depends on what has been said
     ]
 )
 
@@ -59,6 +62,30 @@ class Sampled:
     token_ids: list[int]  # meaningless where there is an error
     logprobs: dict[int, TokenLogprobs]  # by row of logits, where asked for
     errors: dict[int, str]  # by row of logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """The same on the device. `tensors` are what must come to the host to `read` it."""
+
+    token_ids: Tensor  # int64 [rows]
+    tensors: tuple[Tensor, ...]
+    asked: Rows  # rows of logits whose log-probabilities are asked for
+    counts: npt.NDArray[np.int64]  # likeliest tokens to name of each of these
+    failures: dict[int, str]  # by row of logits: what its grammar is at fault for
+
+    def read(self, arrays: Sequence[npt.NDArray[Any]]) -> Sampled:
+        """From the values of `tensors`."""
+        outcomes = arrays[0]
+        errors = {
+            row: self.failures.get(row) or _FAILURES[int(outcomes[row])]
+            for row in np.flatnonzero(outcomes < 0).tolist()
+        }
+        logprobs: dict[int, TokenLogprobs] = {}
+        if len(self.asked):
+            named = _named(arrays[1:], self.counts)
+            logprobs = dict(zip(self.asked.tolist(), named, strict=True))
+        return Sampled(token_ids=outcomes.tolist(), logprobs=logprobs, errors=errors)
 
 
 class Sampler:
@@ -84,9 +111,15 @@ class Sampler:
         self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
         self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
+        # Sequences are admitted, and grammars walked, while the step before is being sampled.
+        self._lock = threading.Lock()
 
     def admit(self, row: int, params: SamplingParams, seed: int) -> None:
         """A sequence now lives in `row`; whoever lived there before is forgotten."""
+        with self._lock:
+            self._admit(row, params, seed)
+
+    def _admit(self, row: int, params: SamplingParams, seed: int) -> None:
         if row >= len(self._rows):
             more = row + 1
             # Both or, where memory is missing, none.
@@ -112,18 +145,24 @@ class Sampler:
             min(params.prompt_logprobs or 0, self._vocab_size),
             min(2 * params.beam_width, self._vocab_size),
             any(needs),
+            any(n and rule.reads_history for n, rule in zip(needs, self._rules, strict=True)),
         )
+
+    def reads_history(self, rows: Rows) -> bool:
+        """Whether what may be said in any of these rows depends on what has been said."""
+        return bool(self._rows["bound"][rows].any())
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether `admit` would not wait; begins to prepare what is missing. From any thread."""
         return self._grammar is None or self._grammar.ready(params)
 
     def prepare(self, rows: Rows, histories: Histories) -> None:
-        """Begin what can be done for `sample` of the same arguments before there are logits."""
+        """Begin what can be done for `draw` of the same arguments before there are logits."""
         if self._grammar is not None:
-            bound = rows[self._needs[-1, rows]]
-            if len(bound):
-                self._grammar.prepare(bound, histories)
+            with self._lock:
+                bound = rows[self._needs[-1, rows]]
+                if len(bound):
+                    self._grammar.prepare(bound, histories)
 
     def forced(self, rows: Rows, histories: Histories) -> dict[int, tuple[int, ...]]:
         """The tokens that must follow the known ones of sequences, whatever their logits are, by
@@ -133,13 +172,15 @@ class Sampler:
         """
         if self._grammar is None:
             return {}
-        bound = self._needs[-1, rows] & (self._rows["logprobs"][rows] == _NO_LOGPROBS)
-        runs = {
-            i: self._grammar.forced(int(rows[i]), histories) for i in np.flatnonzero(bound).tolist()
-        }
+        with self._lock:
+            bound = self._needs[-1, rows] & (self._rows["logprobs"][rows] == _NO_LOGPROBS)
+            runs = {
+                i: self._grammar.forced(int(rows[i]), histories)
+                for i in np.flatnonzero(bound).tolist()
+            }
         return {i: run for i, run in runs.items() if run}
 
-    def sample(self, logits: Tensor, rows: Rows, histories: Histories) -> Sampled:
+    def draw(self, logits: Tensor, rows: Rows, histories: Histories) -> Drawn:
         """Draw the next token of each sequence.
 
         Args:
@@ -147,21 +188,25 @@ class Sampler:
             rows: int64 [rows], the sequence that each row of logits continues. The position
                 drawn for is the length of its history.
         """
-        state = self._rows[rows]
-        largest = logits.amax(-1)  # NaN where there is one
-        asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
-        own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
-        self._shape(logits, rows, state["shaped"], histories)
+        with self._lock:
+            state = self._rows[rows]
+            largest = logits.amax(-1)  # NaN where there is one
+            asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
+            own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
+            self._shape(logits, rows, state["shaped"], histories)
+            failures = self._failures(rows)
         chosen = self._draw(logits, state, histories.lengths[rows])
-        errors = _errors(torch.stack((largest, logits.gather(-1, chosen[:, None])[:, 0])))
-        if errors and self._grammar is not None:
-            errors = {i: self._grammar.failure(int(rows[i])) or why for i, why in errors.items()}
-        token_ids: list[int] = chosen.tolist()
-        logprobs: dict[int, TokenLogprobs] = {}
+        counts = state["logprobs"][asked]
+        named: tuple[Tensor, ...] = ()
         if own is not None:
-            answers = self._describe(own, chosen[_index(asked, chosen)], state["logprobs"][asked])
-            logprobs = dict(zip(asked.tolist(), answers, strict=True))
-        return Sampled(token_ids=token_ids, logprobs=logprobs, errors=errors)
+            named = self._describe(own, chosen[_index(asked, chosen)], counts)
+        return Drawn(
+            token_ids=chosen,
+            tensors=(_outcomes(largest, logits, chosen), *named),
+            asked=asked,
+            counts=counts,
+            failures=failures,
+        )
 
     def candidates(
         self, logits: Tensor, rows: Rows, histories: Histories
@@ -177,7 +222,8 @@ class Sampler:
         """
         state = self._rows[rows]
         finite: list[bool] = logits.amax(-1).isfinite().tolist()
-        self._shape(logits, rows, state["shaped"], histories)
+        with self._lock:
+            self._shape(logits, rows, state["shaped"], histories)
         values, ids = self._ops.largest(logits.log_softmax(-1), int(state["candidates"].max()))
         return [
             tuple(
@@ -204,31 +250,25 @@ class Sampler:
         if not bool(logits.amax(-1).isfinite().all()):
             raise SequenceFailed(_NOT_FINITE)
         counts = np.full(len(logits), self._rows["prompt_logprobs"][row])
-        return tuple(self._describe(logits.log_softmax(-1), token_ids, counts))
+        named = self._describe(logits.log_softmax(-1), token_ids, counts)
+        return tuple(_named([tensor.numpy(force=True) for tensor in named], counts))
 
     def _describe(
         self, logprobs: Tensor, chosen: Tensor, counts: npt.NDArray[np.int64]
-    ) -> list[TokenLogprobs]:
-        """Name the chosen token [rows] and the counts[i] likeliest of each row [rows, vocab]."""
+    ) -> tuple[Tensor, ...]:
+        """What names the chosen token [rows] and the likeliest of each row [rows, vocab]: see
+        `_named`."""
         values, ids = self._ops.largest(logprobs, int(counts.max(initial=0)))
-        return [
-            TokenLogprobs(
-                token_id=token,
-                logprob=value,
-                rank=rank,
-                top_ids=tuple(top_ids[:count]),
-                top_logprobs=tuple(top_values[:count]),
-            )
-            for token, value, rank, top_ids, top_values, count in zip(
-                chosen.tolist(),
-                logprobs.gather(-1, chosen[:, None])[:, 0].tolist(),
-                self._ops.rank(logprobs, chosen).tolist(),
-                ids.tolist(),
-                values.tolist(),
-                counts.tolist(),
-                strict=True,
-            )
-        ]
+        own = logprobs.gather(-1, chosen[:, None])[:, 0]
+        return chosen, own, self._ops.rank(logprobs, chosen), ids, values
+
+    def _failures(self, rows: Rows) -> dict[int, str]:
+        """What the grammars of rows are at fault for, by index into `rows`."""
+        if self._grammar is None:
+            return {}
+        bound = np.flatnonzero(self._needs[-1, rows]).tolist()
+        found = {i: self._grammar.failure(int(rows[i])) for i in bound}
+        return {i: why for i, why in found.items() if why is not None}
 
     def _shape(
         self, logits: Tensor, rows: Rows, shaped: npt.NDArray[np.bool_], histories: Histories
@@ -302,14 +342,30 @@ class Sampler:
         return chosen
 
 
-def _errors(values: Tensor) -> dict[int, str]:
-    """Why rows have no token, from [2, rows]: the row's largest logit as it came from the model,
-    and the chosen one as the rules left it."""
-    fine: npt.NDArray[np.bool_] = np.isfinite(values.numpy(force=True))
-    return {
-        row: NOTHING_LEFT if fine[0, row] else _NOT_FINITE
-        for row in np.flatnonzero(~fine.all(axis=0)).tolist()
-    }
+def _outcomes(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen tokens, or why rows have none (`_FAILURES`), from each row's largest logit as it
+    came from the model, and the chosen one as the rules left it."""
+    sound = largest.isfinite()
+    left = logits.gather(-1, chosen[:, None])[:, 0].isfinite()
+    return torch.where(sound & left, chosen, -1 - sound.to(chosen.dtype))
+
+
+def _named(
+    arrays: Sequence[npt.NDArray[Any]], counts: npt.NDArray[np.int64]
+) -> list[TokenLogprobs]:
+    """From the values of `Sampler._describe`: the chosen token and the counts[i] likeliest."""
+    return [
+        TokenLogprobs(
+            token_id=token,
+            logprob=value,
+            rank=rank,
+            top_ids=tuple(top_ids[:count]),
+            top_logprobs=tuple(top_values[:count]),
+        )
+        for token, value, rank, top_ids, top_values, count in zip(
+            *(array.tolist() for array in arrays), counts.tolist(), strict=True
+        )
+    ]
 
 
 def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""`Computer.compute(slices)`: batch, model, choose, keep. All of it or nothing."""
+"""`Computer`: launches a step's batch, model and sampler, and keeps its tokens when it lands."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from ..errors import SequenceFailed
 from ..kv_cache import KVCache
 from ..models.base import Model
 from ..params import SamplingParams
-from ..sampling.sampler import Sampler
+from ..sampling.sampler import Drawn, Sampled, Sampler
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
-from ..transfer import Transfer
-from .gathering import Work, gather
+from ..transfer import Array, Transfer
+from .gathering import LACKING, Work, gather
 from .pooling import pool
-from .sequences import SequenceTable
+from .sequences import AsOf, Integers, SequenceTable
+from .stream import Stream
 
 _SCORING_BYTES = 32 << 20  # logits of prompt tokens that exist at a time
 
@@ -36,12 +38,27 @@ class Chosen:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-class Computer:
-    """Computes slices on one device. Not thread-safe.
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A step that the device has been given, or as much of it as could be."""
 
-    `compute` changes nothing that a second run of the same slices, together or apart, would not
-    change in the same way, until it has succeeded: KV cells are written again, tokens are kept at
-    the end. So whoever fails may be asked again.
+    given: Sequence[Slice]
+    work: Work
+    computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of `work.sampling`
+    drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
+    drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
+
+
+class Computer:
+    """Computes slices on one device. Not thread-safe: one thread calls it.
+
+    A step may be launched while the one before is under way: what that one samples is read where
+    the device has it, and the host learns of it when it lands. Only where the choice depends on
+    what has been said (penalties, grammars) does the sampler, but not the model, wait for that.
+
+    Nothing changes, until a step has landed, that a second run of the same slices, together or
+    apart, would not change in the same way: KV cells are written again, tokens are kept at the
+    end. So after a `rewind` whoever failed may be asked again.
     """
 
     def __init__(
@@ -52,12 +69,15 @@ class Computer:
         sampler: Sampler,
         table: SequenceTable,
         transfer: Transfer,
+        stream: Stream,
     ) -> None:
         self._model = model
         self._kv = kv
         self._sampler = sampler
         self._table = table
         self._transfer = transfer
+        self._stream = stream
+        self._last: Tensor | None = None  # on the device: the last token sampled, by row
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters would not keep a step waiting; begins to
@@ -65,23 +85,59 @@ class Computer:
         return self._sampler.ready(params)
 
     def begin(self, plan: StepPlan) -> None:
-        """A step begins: forget the sequences that have ended."""
-        self._table.forget(plan.retired)
+        """A step begins."""
 
-    @torch.inference_mode()
+    def forget(self, sequences: Iterable[int]) -> None:
+        """These have ended; no step under way names them."""
+        self._table.forget(sequences)
+
     def compute(self, slices: Sequence[Slice]) -> list[SliceResult]:
-        """What each slice yielded, in their order.
+        """One step that nothing overlaps: what each slice yielded, in their order.
 
         A slice that is at fault by itself carries its error. An exception means that nothing came
         of any of them, and that it is not known which one is to blame.
         """
-        work = self._gather(slices)
-        chosen = Chosen()
+        try:
+            return self.land(self.launch(slices))
+        except Exception:
+            self.rewind()
+            raise
+
+    def launch(self, slices: Sequence[Slice]) -> Launched:
+        """Give the device a step: its model, and its sampler where that need not wait."""
+        launched = Launched(slices, self._gather(slices))
+        work = launched.work
         if work.slices:
-            self._sampler.prepare(work.rows[work.sampling], self._table)
-            self._choose(work, self._model.forward(work.batch, self._kv), chosen)
-            self._keep(work, chosen)
-        return _results(slices, work, chosen)
+            waits = self._waits(work)
+            if not waits:
+                self._prepare(launched)
+            beams = self._table.as_of(work.rows, work.contexts)
+            launched.computed = self._stream.run(partial(self._forward, work, beams))
+            if not waits:
+                self._give_to_sampler(launched)
+        return launched
+
+    def sample(self, launched: Launched) -> None:
+        """Give the device the sampler of a step, if it has waited; the step before has landed."""
+        if launched.computed is not None and launched.drawn is None:
+            self._prepare(launched)
+            self._give_to_sampler(launched)
+
+    def land(self, launched: Launched) -> list[SliceResult]:
+        """Wait for a step; what each of its slices yielded, in their order, is kept."""
+        chosen = Chosen()
+        if launched.computed is not None and launched.drawn is not None:
+            _, chosen = launched.computed()
+            drawn, arrived = launched.drawn()
+            self._read(launched, drawn.read(arrived()), chosen)
+            self._keep(launched, chosen)
+        return _results(launched.given, launched.work, chosen)
+
+    def rewind(self) -> None:
+        """Give up what is under way."""
+        self._table.rewind()
+
+    # --- on the host ---------------------------------------------------------------------------
 
     def _gather(self, slices: Sequence[Slice]) -> Work:
         work = gather(slices, self._table, self._kv.block_size, self._transfer)
@@ -90,30 +146,112 @@ class Computer:
                 self._sampler.admit(row, part.history.params, part.history.seed)
         return work
 
-    def _choose(self, work: Work, hidden: Tensor, chosen: Chosen) -> None:
-        """All that slices are to yield, from hidden [tokens, hidden]."""
+    def _waits(self, work: Work) -> bool:
+        """Whether the sampler needs tokens that the host has yet to learn."""
+        rows = work.rows[work.sampling]
+        unknown = work.known[work.sampling] < work.contexts[work.sampling]
+        return bool(unknown.any() and self._sampler.reads_history(rows[unknown]))
+
+    def _prepare(self, launched: Launched) -> None:
+        """Settle which slices are drawn for, and begin what can be done without logits.
+
+        What a grammar forces is known without a draw: then it is passed over.
+        """
+        work = launched.work
+        at = work.sampling
+        launched.drawing = at[self._table.lengths[work.rows[at]] == work.contexts[at]]
+        rows, lengths = work.rows[launched.drawing], work.contexts[launched.drawing]
+        self._sampler.prepare(rows, self._table.as_of(rows, lengths))
+
+    def _give_to_sampler(self, launched: Launched) -> None:
+        work, drawing = launched.work, launched.drawing
+        rows = work.rows[drawing]
+        histories = self._table.as_of(rows, work.contexts[drawing])
+        launched.drawn = self._stream.run(partial(self._draw, launched, rows, histories))
+        self._table.promise(rows)
+
+    def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
+        at = launched.drawing.tolist()
+        chosen.token_ids.update(zip(at, sampled.token_ids, strict=True))
+        chosen.logprobs.update({at[i]: named for i, named in sampled.logprobs.items()})
+        chosen.errors.update({at[i]: error for i, error in sampled.errors.items()})
+
+    def _keep(self, launched: Launched, chosen: Chosen) -> None:
+        """The step has succeeded: remember its tokens."""
+        work, drawing = launched.work, launched.drawing
+        self._table.keep(work.rows, work.known)
+        wanting = work.sampling
+        lacking = self._table.known(work.rows[wanting]) < work.contexts[wanting]
+        for i in wanting[lacking].tolist():  # the step before has landed meanwhile, without a token
+            chosen.errors[i] = LACKING
+        failed = [i for i in drawing.tolist() if i in chosen.errors]
+        self._table.break_promise(work.rows[failed])
+        at = [i for i in chosen.token_ids if i not in chosen.errors]
+        tokens = np.array([chosen.token_ids[i] for i in at], dtype=np.int64)
+        self._table.append(work.rows[at], tokens)
+        rows = work.rows[at]
+        histories = self._table.as_of(rows, work.contexts[at] + 1)
+        for i, run in self._sampler.forced(rows, histories).items():
+            chosen.forced[at[i]] = self._table.extend(int(rows[i]), run)
+
+    # --- on the stream -------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _forward(self, work: Work, histories: AsOf) -> tuple[Tensor, Chosen]:
+        """The logits to draw from, and what slices yield besides a token.
+
+        Beams, prompt log-probabilities and hidden states are waited for here and now: such steps
+        overlap less.
+        """
+        token_ids = work.batch.token_ids
+        if len(work.awaited):
+            assert self._last is not None, "a step was to yield these tokens"
+            token_ids[work.awaited] = self._last[work.awaited_rows]
+        hidden = self._model.forward(work.batch, self._kv)
+        chosen = Chosen()
+        logits = hidden[:0]
         if len(work.batch.logits_rows):
             logits = self._model.logits(hidden[work.batch.logits_rows])  # [rows, vocab]
-            if len(work.sampling):
-                self._sample(work, logits[: len(work.sampling)], chosen)
             if len(work.searching):
-                self._search(work, logits[len(work.sampling) :], chosen)
+                self._search(work, logits[len(work.sampling) :], histories, chosen)
+                logits = logits[: len(work.sampling)]
         for at in work.scoring.tolist():
             self._score(work, at, hidden, chosen)
         if len(work.pooling):
             pooled = pool(hidden, work)
             chosen.embeddings.update(pooled.embeddings)
             chosen.errors.update(pooled.errors)
+        return logits, chosen
 
-    def _sample(self, work: Work, logits: Tensor, chosen: Chosen) -> None:
-        sampled = self._sampler.sample(logits, work.rows[work.sampling], self._table)
-        at = work.sampling.tolist()
-        chosen.token_ids.update(zip(at, sampled.token_ids, strict=True))
-        chosen.logprobs.update({at[i]: named for i, named in sampled.logprobs.items()})
-        chosen.errors.update({at[i]: error for i, error in sampled.errors.items()})
+    @torch.inference_mode()
+    def _draw(
+        self, launched: Launched, rows: Integers, histories: AsOf
+    ) -> tuple[Drawn, Callable[[], list[Array]]]:
+        """Draw, remember the tokens for the next step, and begin to bring them to the host."""
+        assert launched.computed is not None
+        logits, _ = launched.computed()
+        work = launched.work
+        where = work.sampling_rows
+        if len(rows) < len(work.sampling):
+            kept = np.flatnonzero(np.isin(work.sampling, launched.drawing))
+            (place,) = self._transfer.send(kept)
+            logits, where = logits[place], where[place]
+        drawn = self._sampler.draw(logits, rows, histories)
+        if len(rows):
+            self._room(histories, drawn.token_ids)[where] = drawn.token_ids
+        return drawn, self._transfer.receive(*drawn.tensors)
 
-    def _search(self, work: Work, logits: Tensor, chosen: Chosen) -> None:
-        found = self._sampler.candidates(logits, work.rows[work.searching], self._table)
+    def _room(self, histories: AsOf, like: Tensor) -> Tensor:
+        """The last tokens by row, of as many rows as the table has."""
+        rows = len(histories.lengths)
+        if self._last is None:
+            self._last = like.new_zeros(rows)
+        elif len(self._last) < rows:
+            self._last = torch.cat((self._last, self._last.new_zeros(rows - len(self._last))))
+        return self._last
+
+    def _search(self, work: Work, logits: Tensor, histories: AsOf, chosen: Chosen) -> None:
+        found = self._sampler.candidates(logits, work.rows[work.searching], histories)
         for at, candidates in zip(work.searching.tolist(), found, strict=True):
             chosen.candidates[at] = candidates
             if not candidates:
@@ -137,15 +275,6 @@ class Computer:
             chosen.errors[at] = str(error)
         else:
             chosen.prompt_logprobs[at] = tuple(named)
-
-    def _keep(self, work: Work, chosen: Chosen) -> None:
-        """The step has succeeded: remember its tokens."""
-        self._table.keep(work.rows)
-        at = [i for i in chosen.token_ids if i not in chosen.errors]
-        tokens = np.array([chosen.token_ids[i] for i in at], dtype=np.int64)
-        self._table.append(work.rows[at], tokens)
-        for i, run in self._sampler.forced(work.rows[at], self._table).items():
-            chosen.forced[at[i]] = self._table.extend(int(work.rows[at[i]]), run)
 
 
 def _results(slices: Sequence[Slice], work: Work, chosen: Chosen) -> list[SliceResult]:

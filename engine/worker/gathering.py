@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
 from ..batch import Batch
 from ..errors import SequenceFailed
 from ..step import Slice, Wants
 from ..transfer import Transfer
-from .sequences import SequenceTable
-
-Integers = npt.NDArray[np.int64]
+from .sequences import Integers, SequenceTable
 
 _POOLED = Wants.EMBEDDING | Wants.EMBEDDING_SUM
-_LACKING = "an earlier step, which was to yield its last token, failed"
+LACKING = "an earlier step, which was to yield its last token, failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,12 @@ class Work:
 
     slices: tuple[Slice, ...]
     rows: Integers  # [slices] rows of the sequence table
+    contexts: Integers  # [slices] computed tokens and this step's: the position a token is for
+    known: Integers  # [slices] tokens of the sequence that the host knew
     batch: Batch
+    awaited: Tensor  # int64: the tokens of the batch that only the device knows ...
+    awaited_rows: Tensor  # ... and the rows of their sequences
+    sampling_rows: Tensor  # int64: rows of the sequences in `sampling`
     sampling: Integers  # indexes of slices that want a token
     searching: Integers  # of those that want candidates
     scoring: Integers  # of those that want prompt log-probabilities
@@ -54,6 +57,8 @@ def gather(
     ends = np.cumsum(counts)
     row_of_token = np.repeat(rows, counts)  # [tokens]
     positions = np.arange(len(row_of_token)) + np.repeat(contexts - ends, counts)
+    known = table.known(rows)
+    awaited = np.flatnonzero(positions >= np.repeat(known, counts))
     blocks = table.block_tables[row_of_token, positions // block_size].astype(np.int64)
     width = -(-int(contexts.max(initial=0)) // block_size)
 
@@ -65,6 +70,9 @@ def gather(
         table.block_tables[rows, :width],
         blocks * block_size + positions % block_size,
         ends[np.concatenate((sampling, searching))] - 1,
+        awaited,
+        row_of_token[awaited],
+        rows[sampling],
     )
     batch = Batch(
         token_ids=tensors[0],
@@ -80,7 +88,12 @@ def gather(
     return Work(
         slices=slices,
         rows=rows,
+        contexts=contexts,
+        known=known,
         batch=batch,
+        awaited=tensors[7],
+        awaited_rows=tensors[8],
+        sampling_rows=tensors[9],
         sampling=sampling,
         searching=searching,
         scoring=np.flatnonzero(wants & Wants.PROMPT_LOGPROBS),
@@ -106,7 +119,7 @@ def _take_in(
     rows = np.array(found, dtype=np.int64)
     able = table.reach(rows) >= [part.start + part.count for part in slices]
     if not able.all():
-        failed |= {slices[i].sequence: _LACKING for i in np.flatnonzero(~able).tolist()}
+        failed |= {slices[i].sequence: LACKING for i in np.flatnonzero(~able).tolist()}
         slices = [slices[i] for i in np.flatnonzero(able).tolist()]
         rows = rows[able]
     return tuple(slices), rows, failed

@@ -18,6 +18,7 @@ from ..device import (
     available_cores,
     available_memory,
     inter_token_target,
+    overlaps,
     pick_device,
     pick_dtype,
 )
@@ -29,13 +30,14 @@ from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.logits import standard_rules
 from ..sampling.sampler import Sampler
-from ..step import History, Moves, Slice, StepPlan, Wants
+from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
 from .memory import MemoryPlan, activation_bytes, plan_memory
 from .runner import Runner
 from .sequences import SequenceTable
+from .stream import AtOnce, Stream
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +49,19 @@ _SWAPPED_BLOCKS = 8
 def launch(
     config: EngineConfig,
     progress: Progress,
+    stream: Stream | None = None,
     providers: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[Runner, Capacity]:
     """Plan the memory, load the model, allocate the KV cache, measure.
 
-    `providers`: of kernels, by device type; None for those that `config` asks for. To be called in
-    the thread that will execute: torch's worker threads belong to their caller.
+    `stream`: where the device is given its work; None for at once. `providers`: of kernels, by
+    device type; None for those that `config` asks for. To be called on that stream: torch's worker
+    threads belong to their caller.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
+    stream = stream or AtOnce()
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, numbers.dtype, device)
@@ -102,6 +107,7 @@ def launch(
         sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
         table=table,
         transfer=transfer_to(device),
+        stream=stream,
     )
     progress("measuring", 0, 0)
     tokens = min(_MORE_TOKENS, config.max_num_batched_tokens, memory.max_model_len - 1)
@@ -120,8 +126,9 @@ def launch(
         weight_bytes=model.weight_bytes,
         parameters=model.parameter_count,
         itl_target_seconds=inter_token_target(device),
+        overlap=int(overlaps(config.overlap, device)),
     )
-    return Runner(kv, computer), capacity
+    return Runner(kv, computer, stream), capacity
 
 
 def _ops(
@@ -189,7 +196,7 @@ def _seconds_per_token(computer: Computer, block_size: int, most: int) -> float:
         began = time.perf_counter()
         computer.compute([part])
         seconds = time.perf_counter() - began
-        computer.begin(StepPlan(number=-1, slices=(), retired=(-1,)))
+        computer.forget((-1,))
         return seconds / tokens
 
     first = max(1, min(_FIRST_TOKENS, most))

@@ -1,17 +1,21 @@
-"""`Runner.execute(plan)`: moves, then the slices; a slice that cannot be computed fails alone."""
+"""`Runner`: moves, then the slices; a slice that cannot be computed fails alone."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from ..kv_cache import KVCache
 from ..params import SamplingParams
 from ..step import Slice, SliceResult, StepOutput, StepPlan
+from .computer import Launched
 from .halves import Attempt
+from .stream import AtOnce, Stream
 
 log = logging.getLogger(__name__)
 
@@ -24,61 +28,172 @@ class Computes(Protocol):
         prepare what is missing. From any thread."""
 
     def begin(self, plan: StepPlan) -> None:
-        """A step begins: forget the sequences that have ended."""
+        """A step is about to be launched, perhaps once more."""
 
-    def compute(self, slices: Sequence[Slice]) -> list[SliceResult]:
-        """What each slice yielded, in their order. After an exception nothing came of them, and
-        they, or some of them, may be given once more."""
+    def forget(self, sequences: Iterable[int]) -> None:
+        """These have ended, and no step under way names them; unknown ones are no error."""
+
+    def launch(self, slices: Sequence[Slice]) -> Launched:
+        """Give the device a step, behind the one that may be under way. After an exception nothing
+        came of it."""
+
+    def sample(self, launched: Launched) -> None:
+        """The step before has landed: give the device what has waited for that."""
+
+    def land(self, launched: Launched) -> list[SliceResult]:
+        """Wait for a step: what each of its slices yielded, in their order. After an exception
+        nothing came of them."""
+
+    def rewind(self) -> None:
+        """Give up every step under way. Its slices, or some of them, may be launched once more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A step from its plan to its output."""
+
+    plan: StepPlan
+    began: float
+    started: bool = False  # else it waits for the one before
+    slices: list[Slice] = field(default_factory=list)  # without those of known culprits
+    launched: Launched | None = None
+    error: Exception | None = None  # of the launch
+    fatal: Exception | None = None  # of the moves: all of the step has failed
+    given_up: bool = False  # once, because of a step before
 
 
 class Runner:
-    """Carries out plans on one device. Not thread-safe.
+    """Carries out plans on one device, in their order. Not thread-safe.
+
+    A plan may be launched while the one before is under way, where the device allows. Moves wait
+    until nothing is: what is swapped out must be there to stay.
 
     Moves are done once, because what is swapped in overwrites what was swapped out. Slices may be
-    computed several times, until it is known which of them cannot be (`halves.Attempt`).
+    computed several times, until it is known which of them cannot be (`halves.Attempt`); a step
+    that was launched behind one that failed is given up, and launched again when that one is done.
     """
 
-    def __init__(self, kv: KVCache, computer: Computes) -> None:
+    def __init__(self, kv: KVCache, computer: Computes, stream: Stream | None = None) -> None:
         self._kv = kv
         self.computer = computer
+        self._stream = stream or AtOnce()
+        self._flights: deque[_Flight] = deque()
         self._requests: dict[int, str] = {}  # by sequence: whose it is
         self._failed: dict[int, SliceResult] = {}  # culprits that have not been retired yet
+        self._retired: set[int] = set()  # to be forgotten when no flight names them
+        self._landed = 0.0  # when the last step was
 
     def ready(self, params: SamplingParams) -> bool:
         """As `Computes.ready`."""
         return self.computer.ready(params)
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        """One step. An exception means that all of it failed: its moves did."""
-        began = time.perf_counter()
-        self._kv.apply(plan.moves)
-        self.computer.begin(plan)
-        self._meet(plan)
+        """One step that nothing overlaps."""
+        self.launch(plan)
+        return self.land()
+
+    def launch(self, plan: StepPlan) -> None:
+        """Give the device a step, or as soon as the one before has landed."""
+        before = self._flights[-1] if self._flights else None
+        flight = _Flight(plan, time.perf_counter())
+        self._flights.append(flight)
+        if before is None or (before.launched is not None and not plan.moves):
+            self._start(flight)
+
+    def land(self) -> StepOutput:
+        """Wait for the oldest step. An exception means that all of it failed: its moves did."""
+        flight = self._flights.popleft()
+        try:
+            return self._output(flight)
+        finally:
+            self._follow()
+
+    def _start(self, flight: _Flight) -> None:
+        plan = flight.plan
+        flight.started = True
+        self._retired.update(plan.retired)
+        for part in plan.slices:
+            if part.history is not None:
+                self._retired.discard(part.sequence)
+                self._requests[part.sequence] = part.history.request_id
+                self._failed.pop(part.sequence, None)
+        if flight is self._flights[0]:
+            self._forget()
+        try:
+            if plan.moves:
+                self._stream.run(partial(self._kv.apply, plan.moves))()
+        except Exception as error:
+            flight.fatal = error
+            return
         # A plan that was made before a culprit was known names it once more.
-        slices = [part for part in plan.slices if part.sequence not in self._failed]
-        attempt = Attempt(self.computer.compute)
-        results = {result.sequence: result for result in attempt.results(slices)}
+        flight.slices = [part for part in plan.slices if part.sequence not in self._failed]
+        try:
+            self.computer.begin(plan)
+            if flight.slices:
+                flight.launched = self.computer.launch(flight.slices)
+        except Exception as error:
+            flight.error = error
+
+    def _output(self, flight: _Flight) -> StepOutput:
+        if flight.fatal is not None:
+            raise flight.fatal
+        plan = flight.plan
+        attempt = Attempt(partial(self._results, flight))
+        results = {result.sequence: result for result in attempt.results(flight.slices)}
         if attempt.failures:
             self._report(plan, attempt)
         self._failed |= {sequence: results[sequence] for sequence in attempt.culprits}
+        began, self._landed = max(flight.began, self._landed), time.perf_counter()
         return StepOutput(
             number=plan.number,
             results=tuple(
                 [results.get(s.sequence) or self._failed[s.sequence] for s in plan.slices]
             ),
-            seconds=time.perf_counter() - began,
-            attempts=attempt.count,
+            seconds=self._landed - began,
+            attempts=attempt.count + flight.given_up,
         )
 
-    def _meet(self, plan: StepPlan) -> None:
-        """Know who comes and who has gone."""
-        for sequence in plan.retired:
+    def _results(self, flight: _Flight, slices: Sequence[Slice]) -> list[SliceResult]:
+        """At first what came of the launch; from then on these slices alone."""
+        launched, flight.launched = flight.launched, None
+        error, flight.error = flight.error, None
+        try:
+            if error is not None:
+                raise error
+            return self.computer.land(launched or self.computer.launch(slices))
+        except Exception:
+            self._give_up()
+            self.computer.begin(flight.plan)
+            raise
+
+    def _give_up(self) -> None:
+        """What was launched behind a step that failed."""
+        for later in self._flights:
+            later.started, later.launched, later.error = False, None, None
+            later.given_up = True
+        self.computer.rewind()
+
+    def _follow(self) -> None:
+        """A step has landed: go on with the next."""
+        self._forget()
+        if not self._flights:
+            return
+        flight = self._flights[0]
+        if not flight.started:
+            self._start(flight)
+        elif flight.launched is not None:
+            try:
+                self.computer.sample(flight.launched)
+            except Exception as error:
+                flight.launched, flight.error = None, error
+
+    def _forget(self) -> None:
+        """Those who have gone."""
+        self.computer.forget(self._retired)
+        for sequence in self._retired:
             self._requests.pop(sequence, None)
             self._failed.pop(sequence, None)
-        for part in plan.slices:
-            if part.history is not None:
-                self._requests[part.sequence] = part.history.request_id
-                self._failed.pop(part.sequence, None)
+        self._retired.clear()
 
     def _report(self, plan: StepPlan, attempt: Attempt) -> None:
         """One line in the log for each way in which the step went wrong."""

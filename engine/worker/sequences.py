@@ -7,6 +7,7 @@ operations however many sequences it has.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,36 @@ import numpy.typing as npt
 from ..errors import SequenceFailed
 from ..step import History, Slice
 
-_ARRAYS = ("token_ids", "lengths", "prompt_lengths", "block_tables", "_kept", "_mapped")
+_ARRAYS = (
+    "token_ids",
+    "lengths",
+    "prompt_lengths",
+    "block_tables",
+    "_promised",
+    "_kept",
+    "_mapped",
+)
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class AsOf:
+    """The tokens of sequences as they stood when a step was given to the device: a `Histories`
+    that the planner does not change while the step is under way."""
+
+    token_ids: npt.NDArray[np.int32]
+    lengths: Integers
+    prompt_lengths: Integers
 
 
 class SequenceTable:
     """Token ids, lengths and block tables of the living sequences. Grows when it must.
 
-    A sequence's tokens become `known` when a slice brings them; they are *kept* when the step has
+    A sequence's tokens become known when a slice brings them; they are *kept* when the step has
     succeeded. A step that failed may therefore be run again: it brings the same tokens to the same
-    places.
+    places. What a step under way will sample is *promised*: the sequence is that much longer, but
+    only the device knows the token.
 
     Args:
         rows: sequences to make room for at first.
@@ -36,9 +58,10 @@ class SequenceTable:
         self._free = list(range(rows - 1, -1, -1))
         # One more than the longest: the last token of a sequence is sampled, never computed.
         self.token_ids = np.zeros((rows, longest + 1), dtype=np.int32)
-        self.lengths = np.zeros(rows, dtype=np.int64)  # known tokens
+        self.lengths = np.zeros(rows, dtype=np.int64)  # tokens, those promised included
         self.prompt_lengths = np.zeros(rows, dtype=np.int64)
         self.block_tables = np.zeros((rows, -(-longest // block_size)), dtype=np.int32)
+        self._promised = np.zeros(rows, dtype=np.int64)  # the last so many tokens
         self._kept = np.zeros(rows, dtype=np.int64)  # tokens of steps that have succeeded
         self._mapped = np.zeros(rows, dtype=np.int64)  # entries of the block table that are set
 
@@ -74,23 +97,50 @@ class SequenceTable:
             self._mapped[row] = end
         return row
 
-    def reach(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many positions of each sequence can be computed: it has their tokens and blocks."""
+    def reach(self, rows: Integers) -> Integers:
+        """How many positions of each sequence can be computed: it has their blocks, and their
+        tokens, or the device will."""
         return np.minimum(self.lengths[rows], self._mapped[rows] * self._block_size)
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """The step has succeeded: what these sequences were brought is theirs."""
-        self._kept[rows] = self.lengths[rows]
+    def known(self, rows: Integers) -> Integers:
+        """How many tokens of each sequence the host knows: all but those promised."""
+        return self.lengths[rows] - self._promised[rows]
 
-    def append(self, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]) -> None:
-        """The step has succeeded and sampled one token for each of these sequences."""
-        lengths = self.lengths[rows]
-        self.token_ids[rows, lengths] = token_ids
-        self.lengths[rows] = self._kept[rows] = lengths + 1
+    def as_of(self, rows: Integers, lengths: Integers) -> AsOf:
+        """The histories of these sequences, cut to these lengths."""
+        cut = self.lengths.copy()
+        cut[rows] = lengths
+        return AsOf(self.token_ids, cut, self.prompt_lengths)
+
+    def promise(self, rows: Integers) -> None:
+        """A step was given to the device that will sample one token for each of these."""
+        self.lengths[rows] += 1
+        self._promised[rows] += 1
+
+    def break_promise(self, rows: Integers) -> None:
+        """Their tokens have not come."""
+        self.lengths[rows] -= 1
+        self._promised[rows] -= 1
+
+    def rewind(self) -> None:
+        """The steps under way are given up: back to what was kept."""
+        self.lengths[:] = self._kept
+        self._promised[:] = 0
+
+    def keep(self, rows: Integers, known: Integers) -> None:
+        """A step has succeeded that knew so many tokens of these sequences: they are theirs."""
+        self._kept[rows] = np.maximum(self._kept[rows], known)
+
+    def append(self, rows: Integers, token_ids: Integers) -> None:
+        """The tokens that were promised to these sequences first have come."""
+        places = self.known(rows)
+        self.token_ids[rows, places] = token_ids
+        self._promised[rows] -= 1
+        self._kept[rows] = places + 1
 
     def extend(self, row: int, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Further tokens of a sequence are known without a step; returns those there is room for:
-        the others are beyond the longest sequence."""
+        """Further tokens of a sequence, to which none is promised, are known without a step;
+        returns those there is room for: the others are beyond the longest sequence."""
         length = int(self.lengths[row])
         end = min(length + len(token_ids), self.token_ids.shape[1])
         taken = token_ids[: end - length]
@@ -103,7 +153,7 @@ class SequenceTable:
         rows = sorted([*self._free, *self._row_of.values()])
         assert rows == list(range(len(self.lengths))), "rows leaked or were given out twice"
         assert (self.lengths <= self.token_ids.shape[1]).all()
-        assert (self._kept <= self.lengths).all()
+        assert (self._kept <= self.lengths - self._promised).all()
 
     def _admit(self, sequence: int, history: History) -> int:
         row = self._row_of.get(sequence)
@@ -114,6 +164,7 @@ class SequenceTable:
         self.token_ids[row, : len(history.token_ids)] = history.token_ids
         self.prompt_lengths[row] = history.prompt_length
         self._kept[row] = len(history.token_ids)
+        self._promised[row] = 0
         self._mapped[row] = 0
         return row
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
+    """Of a whole run; each drill reads what concerns it."""
+
     kills: int = 50
     freezes: int = 3
     malformed_bodies: int = 10_000

@@ -18,6 +18,8 @@ _LIMIT_SECONDS = 3600.0  # for one answer, however often it is interrupted
 
 @dataclass(slots=True)
 class MixedLoad:
+    """Requests of many kinds; each answer is compared with what it was undisturbed."""
+
     url: str
     kinds: tuple[Kind, ...] = MIX
     expected: dict[str, Output] = field(default_factory=dict)

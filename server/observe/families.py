@@ -6,9 +6,16 @@ shows nothing of a fast server.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 PREFIX = "octavo:"
 
@@ -51,6 +58,34 @@ def _one_two_five(longest: int) -> Iterator[float]:
         power *= 10
 
 
+class TokenHistogram(Collector):
+    """A histogram that is told something for each token, of one event loop.
+
+    An observation takes a third of the time of the library's own, which is locked.
+    """
+
+    def __init__(
+        self, name: str, text: str, buckets: Sequence[float], labels: Mapping[str, str]
+    ) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._bounds = [*map(float, buckets), math.inf]
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+        self._created = time.time()
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """The same value, so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=tuple(self._labels))
+        buckets = zip(map(floatToGoString, self._bounds), accumulate(self._counts), strict=True)
+        family.add_metric(tuple(self._labels.values()), list(buckets), self._sum)
+        family.add_sample(f"{self._name}_created", dict(self._labels), self._created)
+        yield family
+
+
 class Families:
     """Makes the metrics of one model and one engine, in a registry of their own."""
 
@@ -86,3 +121,8 @@ class Families:
             PREFIX + name, text, tuple(self._core), buckets=buckets, registry=self.registry
         )
         return family.labels(**self._core)
+
+    def token_histogram(self, name: str, text: str, buckets: Sequence[float]) -> TokenHistogram:
+        family = TokenHistogram(PREFIX + name, text, buckets, self._core)
+        self.registry.register(family)
+        return family

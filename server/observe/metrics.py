@@ -105,7 +105,7 @@ class Metrics:
         self._first_token = f.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", families.FIRST_TOKEN
         )
-        self._between_tokens = f.histogram(
+        self._between_tokens = f.token_histogram(
             "inter_token_latency_seconds", "One token to the next.", families.BETWEEN_TOKENS
         )
         self._per_output_token = f.histogram(
@@ -231,8 +231,7 @@ class Metrics:
         self.output_tokens_seen += count
         self._output_tokens.inc(count)
         if gap_seconds is not None:
-            for _ in range(count):  # several at once share the gap
-                self._between_tokens.observe(gap_seconds / count)
+            self._between_tokens.observe(gap_seconds / count, count)  # they share the gap
 
     def on_finished(self, record: FinishedRequest) -> None:
         """A request that reached the engine is over."""

@@ -113,6 +113,7 @@ class _Form:
     created: int
     fingerprint: str
     names: TokenNames = field(init=False)
+    _only_text: bool = field(init=False)
     _offsets: dict[int, int] = field(default_factory=dict)  # by choice: where its next token begins
     _scored: dict[int, Gathered] = field(default_factory=dict)  # by prompt, where echoed
 
@@ -120,6 +121,8 @@ class _Form:
         self.names = TokenNames(
             self.job.model.tokenizer, as_ids=bool(self.body.return_tokens_as_token_ids)
         )
+        # What most streams are, and then their chunks are made in half the time.
+        self._only_text = self.scores == Scores() and not self.body.return_token_ids
 
     @property
     def constant(self) -> dict[str, object]:
@@ -134,6 +137,13 @@ class _Form:
 
     def piece(self, delta: TextDelta) -> CompletionChoice:
         """One chunk of a stream; the first one of a choice has the echo."""
+        if self._only_text and delta.index in self._offsets:
+            return CompletionChoice(
+                index=delta.index,
+                text=delta.text,
+                finish_reason=delta.finish_reason,
+                stop_reason=delta.stop_reason,
+            )
         place = delta.index // self.job.params.n
         first = delta.index not in self._offsets
         gathered = Gathered(

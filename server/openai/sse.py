@@ -122,11 +122,12 @@ class _EventStream(StreamingResponse):
         self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send_part: Send = scope["state"]["send_part"]
         start = {"status": self.status_code, "headers": self.raw_headers}
-        pings = asyncio.create_task(self._ping(send))
+        pings = asyncio.create_task(self._ping(send_part))
         try:
             await send({"type": "http.response.start", **start})
-            await unless_gone(receive, self._send_all(send))
+            await unless_gone(receive, self._send_all(send_part))
         except ClientDisconnect:
             return  # who has left is told nothing more
         finally:

@@ -159,11 +159,11 @@ class Settings:
         "What happens to the KV blocks of a preempted request; `auto`: whichever costs less.",
         aliases=("preemption-mode",),
     )
-    overlap: int = setting(
-        kinds.integer(0, 1),
+    overlap: str = setting(
+        kinds.choice("auto", "on", "off", also={"1": "on", "0": "off"}),
         _ENGINE.overlap,
         "Scheduling",
-        "Steps planned ahead while one computes.",
+        "Plan and launch the next step while the device computes one. `auto`: where it gains.",
     )
     max_queue_requests: int = setting(
         kinds.integer(1),

@@ -27,8 +27,10 @@ from octavo.engine.params import (
     Request,
     SamplingParams,
 )
-from octavo.engine.step import Delta, Slice, SliceResult, StepStats, TokenLogprobs
-from octavo.engine.worker.computer import Computer
+from octavo.engine.step import Delta, Slice, StepStats, TokenLogprobs
+from octavo.engine.worker.computer import Computer, Launched
+from octavo.engine.worker.gathering import Work
+from octavo.engine.worker.sequences import AsOf
 
 from .daemon import serving
 from .prompts import mixed_prompts
@@ -152,10 +154,10 @@ def undisturbed() -> Answers:
     return answers
 
 
-@pytest.mark.parametrize("overlap", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("overlap", [pytest.param("off", marks=pytest.mark.slow), "on"])
 @pytest.mark.parametrize("action", ["raise", "oom"])
 def test_64_good_requests_do_not_feel_a_bad_one(
-    undisturbed: Answers, action: str, overlap: int, caplog: pytest.LogCaptureFixture
+    undisturbed: Answers, action: str, overlap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = request("the bad one", [*range(300, 340), POISON, 5], n=2)
     answers, stats = served(
@@ -179,11 +181,13 @@ def test_64_good_requests_do_not_feel_a_bad_one(
 
 PLACES = (
     ("_gather", "after"),  # the sampler has met the newcomers
-    ("_choose", "before"),  # the forward pass has written its cells
-    ("_sample", "after"),  # penalties are counted, grammars have read on
+    ("_forward", "before"),
+    ("_forward", "after"),  # it has written its cells
+    ("_prepare", "after"),  # grammars have read on
+    ("_draw", "after"),  # penalties are counted
     ("_search", "after"),
     ("_score", "after"),
-    ("_keep", "before"),
+    ("_keep", "before"),  # with overlap the next step has been launched
 )
 
 
@@ -192,35 +196,28 @@ class Mischief:
     it would fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._alone = True
         self._visits = Counter(dict(zip(PLACES, range(len(PLACES)), strict=True)))
         self.raised: Counter[tuple[str, str]] = Counter()
-        compute = Computer.compute
-
-        def watched(computer: Computer, slices: Sequence[Slice]) -> list[SliceResult]:
-            self._alone = len(slices) == 1
-            return compute(computer, slices)
-
-        monkeypatch.setattr(Computer, "compute", watched)
         for name, when in PLACES:
             monkeypatch.setattr(Computer, name, self._around(name, when))
 
     def _around(self, name: str, when: str) -> Callable[..., object]:
         inner = getattr(Computer, name)
 
-        def outer(*arguments: object) -> object:
+        def outer(computer: Computer, step: Any, *more: object) -> object:
             if when == "before":
-                self._maybe(name, when)
-            result = inner(*arguments)
+                self._maybe(name, when, step)
+            result = inner(computer, step, *more)
             if when == "after":
-                self._maybe(name, when)
+                self._maybe(name, when, step)
             return result
 
         return outer
 
-    def _maybe(self, name: str, when: str) -> None:
+    def _maybe(self, name: str, when: str, step: Sequence[Slice] | Work | Launched) -> None:
         self._visits[name, when] += 1
-        if not self._alone and self._visits[name, when] % 5 == 0:
+        slices = step.slices if isinstance(step, Work) else getattr(step, "given", step)
+        if len(slices) > 1 and self._visits[name, when] % 5 == 0:
             self.raised[name, when] += 1
             raise (RuntimeError, MemoryError)[self.raised[name, when] % 2]("mischief")
 
@@ -241,13 +238,13 @@ def everything() -> list[Request]:
 @pytest.mark.parametrize(
     ("overlap", "settings"),
     [
-        (0, {"max_num_batched_tokens": 64}),
-        (1, {"max_num_batched_tokens": 96, "kv_memory": 45 * 16 * 6144, "swap_space": 32 << 20}),
+        ("off", {"max_num_batched_tokens": 64}),
+        ("on", {"max_num_batched_tokens": 96, "kv_memory": 45 * 16 * 6144, "swap_space": 32 << 20}),
     ],
     ids=["chunks", "chunks, overlap and a tight cache"],
 )
 def test_a_second_attempt_gives_the_same_wherever_the_first_one_failed(
-    overlap: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    overlap: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = everything()
     expected, before = served(requests)
@@ -265,24 +262,25 @@ def test_an_allocation_that_really_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     """torch's own out-of-memory error, whenever more than 40 tokens are computed at a time."""
     requests = everything()[:12]
     expected, _ = served(requests)
-    forward = Computer._choose
+    forward = Computer._forward
     failed = []
 
-    def greedy(computer: Computer, work: Any, hidden: torch.Tensor, chosen: object) -> None:
-        if len(hidden) > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
-            failed.append(len(hidden))
+    def greedy(computer: Computer, work: Work, histories: AsOf) -> Any:
+        count = len(work.batch.token_ids)
+        if count > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
+            failed.append(count)
             torch.empty(1 << 50)
-        forward(computer, work, hidden, chosen)  # type: ignore[arg-type]
+        return forward(computer, work, histories)
 
-    monkeypatch.setattr(Computer, "_choose", greedy)
+    monkeypatch.setattr(Computer, "_forward", greedy)
     answers, _ = served(requests)
     assert_same(answers, expected)
     assert failed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_answers_outlive_books_that_are_wrong(overlap: int) -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_answers_outlive_books_that_are_wrong(overlap: str) -> None:
     """Every few steps a block that somebody uses is freed behind his back, in a tight cache."""
     requests = everything()
     expected, _ = served(requests)

@@ -19,7 +19,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "a crowd": {},
     "chunks of 16, blocks of 8": {"max_num_batched_tokens": 16, "block_size": 8},
     "chunks of 50": {"max_num_batched_tokens": 50},
-    "no prefix cache, in step": {"prefix_caching": False, "overlap": 0, "block_size": 32},
+    "no prefix cache, in step": {"prefix_caching": False, "overlap": "off", "block_size": 32},
     "a tight cache": {
         "kv_memory": 1100 * KV_BYTES_PER_TOKEN * 2,
         "swap_space": 64 << 20,

@@ -63,7 +63,7 @@ def model(**settings: Any) -> LLM:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Tokens]:
     """Each request by itself, one after the other, without a prefix cache."""
-    with model(prefix_caching=False, overlap=0) as llm:
+    with model(prefix_caching=False, overlap="off") as llm:
         yield [
             answers(llm, [prompt], [params])[0]
             for prompt, params in zip(PROMPTS, PARAMS, strict=True)
@@ -99,10 +99,10 @@ def pressed(preemption: str, **settings: Any) -> LLM:
 KV_BYTES_PER_TOKEN = 6 * 2 * 2 * 64 * 4  # layers, key and value, heads, head_dim, float32
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", ["off", "on"])
 @pytest.mark.parametrize("preemption", ["recompute", "swap"])
 def test_with_a_cache_so_small_that_everything_gives_way(
-    alone: Tokens, preemption: str, overlap: int
+    alone: Tokens, preemption: str, overlap: str
 ) -> None:
     with pressed(preemption, overlap=overlap, max_num_batched_tokens=64) as llm:
         assert answers(llm, PROMPTS, PARAMS) == alone

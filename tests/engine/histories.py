@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
+
+from octavo.engine.sampling.logits import Histories, Rows
+from octavo.engine.sampling.sampler import Sampled, Sampler
 
 
 @dataclass
@@ -28,3 +32,9 @@ def histories(
         table[row, : len(ids)] = ids
     prompts = lengths.copy() if prompt_lengths is None else np.array(prompt_lengths, np.int64)
     return FakeHistories(table, lengths, prompts)
+
+
+def sample_now(sampler: Sampler, logits: Tensor, rows: Rows, known: Histories) -> Sampled:
+    """Draw, and read at once what was drawn."""
+    drawn = sampler.draw(logits, rows, known)
+    return drawn.read([tensor.numpy() for tensor in drawn.tensors])

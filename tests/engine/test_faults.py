@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,6 +22,7 @@ from octavo.engine.faults.fault import parse_fault
 from octavo.engine.faults.line import LossyLine
 from octavo.engine.params import Request, SamplingParams
 from octavo.engine.step import Delta, History, Slice, SliceResult, StepPlan, StepStats
+from octavo.engine.worker.computer import Launched
 
 from ..fakes.executor import FakeExecutor
 from .tiny import tiny_config
@@ -81,9 +83,21 @@ class Recorder:
     def begin(self, plan: StepPlan) -> None:
         pass
 
-    def compute(self, slices: Sequence[Slice]) -> list[SliceResult]:
+    def forget(self, sequences: Iterable[int]) -> None:
+        pass
+
+    def launch(self, slices: Sequence[Slice]) -> Launched:
         self.computed.append([part.sequence for part in slices])
-        return [SliceResult(sequence=part.sequence) for part in slices]
+        return cast(Launched, None)
+
+    def sample(self, launched: Launched) -> None:
+        pass
+
+    def land(self, launched: Launched) -> list[SliceResult]:
+        return []
+
+    def rewind(self) -> None:
+        pass
 
 
 def first(sequence: int, prompt: tuple[int, ...], output: tuple[int, ...] = ()) -> Slice:
@@ -104,7 +118,7 @@ def faulty(*faults: str, epoch: int = 0) -> tuple[FaultyComputer, Recorder]:
 
 def strikes(computer: FaultyComputer, *slices: Slice) -> bool:
     try:
-        computer.compute(slices)
+        computer.launch(slices)
     except (RuntimeError, MemoryError) as error:
         assert "on purpose" in str(error)
         return True
@@ -120,7 +134,8 @@ def test_a_fault_of_a_token_strikes_whenever_such_a_prompt_is_computed() -> None
     computer.begin(StepPlan(number=1, slices=()))
     assert strikes(computer, later(2), later(1))
     assert not strikes(computer, later(2))
-    computer.begin(StepPlan(number=2, slices=(), retired=(1,)))
+    computer.begin(StepPlan(number=2, slices=()))
+    computer.forget((1,))
     assert not strikes(computer, first(1, (5, 6)))
     assert recorder.computed == [[2], [2], [1]]
 
@@ -152,7 +167,7 @@ def test_what_befalls_the_whole_process(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(time, "sleep", done.append)
     computer, recorder = faulty("exit@step=0", "kill@step=0", "freeze@step=0", "delay:2.5@step=0")
     computer.begin(StepPlan(number=0, slices=()))
-    computer.compute([later(1)])
+    computer.launch([later(1)])
     me = os.getpid()
     assert done == [70, (me, signal.SIGKILL), (me, signal.SIGSTOP), 2.5]
     assert recorder.computed == [[1]]
@@ -223,7 +238,7 @@ async def test_an_engine_that_leaves_in_a_step_is_restarted(
 
 def test_of_a_step_that_failed_as_a_whole_the_client_reads_a_sentence() -> None:
     executor = FakeExecutor()
-    config = EngineConfig(model="fake", overlap=0)
+    config = EngineConfig(model="fake", overlap="off")
     engine, _ = build_engine(config, lambda *_: None, executor)
     engine.add(request("one", 5, 6, 7))
     engine.add(request("two", 5, 6, 8))

@@ -30,9 +30,8 @@ def answers(
     """What a few requests get that share steps: chunked prompts, decodes, and a long context."""
     config = tiny_config(folder, max_num_batched_tokens=48, **settings)
     executor = InlineExecutor(config, partial(launch, providers=providers))
-    engine = Engine(
-        Scheduler(config, executor.start(lambda *_: None)), executor, overlap=config.overlap
-    )
+    capacity = executor.start(lambda *_: None)
+    engine = Engine(Scheduler(config, capacity), executor, overlap=capacity.overlap)
     got: dict[str, list[int]] = {}
     for number, length in enumerate((3, 70, 17, 40)):
         tokens = [(7 * i + number) % (VOCAB_SIZE - 2) + 2 for i in range(length)]
@@ -55,9 +54,9 @@ def answers(
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton does not interpret beside a GPU")
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_the_gpus_kernels_give_the_references_tokens(
-    tmp_path: Path, overlap: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, overlap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     expected = answers(tmp_path, TORCH, overlap=overlap)

@@ -25,6 +25,7 @@ from octavo.server.text.structural_tag import Tag, tagged_text
 from octavo.server.text.tokenizer import Tokenizer
 
 from ..schemas import random_schema
+from .histories import sample_now
 
 VOCAB = 4096
 EOS = (1, 3)
@@ -337,7 +338,7 @@ class TestRule:
             rows = [row for row in range(count) if not said[row] or said[row][-1] not in EOS]
             histories = Histories(*(([5], output) for output in said))
             logits = torch.randn(len(rows), VOCAB, generator=generator)
-            sampled = sampler.sample(logits, np.array(rows), histories)
+            sampled = sample_now(sampler, logits, np.array(rows), histories)
             assert not sampled.errors
             for row, token in zip(rows, sampled.token_ids, strict=True):
                 said[row].append(token)
@@ -360,7 +361,7 @@ class TestRule:
             while not (said and said[-1] in EOS) and len(said) < 400:
                 logits = torch.zeros(1, VOCAB)
                 logits[0, [TOKENIZER.encode(c)[-1] for c in '"1,}']] = 8.0
-                said += sampler.sample(logits, np.array([0]), Histories(([5], said))).token_ids
+                said += sample_now(sampler, logits, np.array([0]), Histories(([5], said))).token_ids
                 said += rule.forced(0, Histories(([5], said))) if at_once else ()
                 steps += 1
             answers.append((said, steps))

@@ -30,8 +30,7 @@ from octavo.engine.params import (
 )
 from octavo.engine.sampling import grammar_rule
 from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
-from octavo.engine.step import Slice
-from octavo.engine.worker.computer import Computer
+from octavo.engine.worker.computer import Computer, Launched
 from octavo.server.text.tokenizer import Tokenizer
 
 from .loop import Choice, request
@@ -59,7 +58,7 @@ def started(**settings: object) -> Engine:
     return build_engine(config, lambda stage, done, total: None)[0]
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=["off", "on"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = started(overlap=request.param)
     yield engine
@@ -162,19 +161,20 @@ def test_a_resumed_request_goes_on_with_the_very_next_token(engine: Engine) -> N
 
 
 def test_a_step_that_is_run_again_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = started(overlap=0)
+    engine = started(overlap="off")
     asked = request("a", prompt("Say it."), sampling=BOUND, seed=6)
     expected = ids(run(engine, asked))
-    once = Computer.compute
+    land = Computer.land
 
-    def twice(computer: Computer, slices: list[Slice]) -> object:
+    def twice(computer: Computer, launched: Launched) -> object:
         with monkeypatch.context() as broken:
             broken.setattr(Computer, "_keep", _explode)
             with pytest.raises(RuntimeError, match="at the worst moment"):
-                once(computer, slices)
-        return once(computer, slices)
+                land(computer, launched)
+        computer.rewind()
+        return land(computer, computer.launch(launched.given))
 
-    monkeypatch.setattr(Computer, "compute", twice)
+    monkeypatch.setattr(Computer, "land", twice)
     assert ids(run(engine, asked)) == expected
     engine.stop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -23,13 +23,14 @@ from octavo.engine.params import SamplingParams
 from octavo.engine.sampling.logits import standard_rules
 from octavo.engine.sampling.sampler import Sampler
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, TokenLogprobs, Wants
+from octavo.engine.worker.computer import Launched
 from octavo.engine.worker.halves import Attempt
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.runner import Runner
 from octavo.engine.worker.sequences import SequenceTable
 from octavo.kernels import registry
 
-from .histories import histories
+from .histories import histories, sample_now
 from .tiny import tiny_config
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
@@ -256,11 +257,23 @@ class Poisoned:
     def begin(self, plan: StepPlan) -> None:
         self._inner.begin(plan)
 
-    def compute(self, slices: Sequence[Slice]) -> list[SliceResult]:
+    def forget(self, sequences: Iterable[int]) -> None:
+        self._inner.forget(sequences)
+
+    def launch(self, slices: Sequence[Slice]) -> Launched:
         self.calls.append([part.sequence for part in slices])
         if self.sequences & set(self.calls[-1]):
             raise RuntimeError("poison")
-        return self._inner.compute(slices)
+        return self._inner.launch(slices)
+
+    def sample(self, launched: Launched) -> None:
+        self._inner.sample(launched)
+
+    def land(self, launched: Launched) -> list[SliceResult]:
+        return self._inner.land(launched)
+
+    def rewind(self) -> None:
+        self._inner.rewind()
 
 
 def test_moves_are_done_once_and_slices_again(
@@ -410,6 +423,6 @@ def test_a_sampler_that_cannot_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch
                 sampler.admit(row, params, 7)
         sampler.admit(row, params, 7)
         known = histories([[3, 4]] * (row + 1))
-        sampled = sampler.sample(torch.randn(1, 16), np.array([row]), known)
+        sampled = sample_now(sampler, torch.randn(1, 16), np.array([row]), known)
         assert not sampled.errors
         row = 3 * row + 50  # beyond what has been grown to

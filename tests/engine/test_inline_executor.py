@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from octavo.engine.batch import Batch
 from octavo.engine.errors import ConfigError, DoesNotFit
 from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.models.llama import Llama
 from octavo.engine.params import SamplingParams
-from octavo.engine.step import History, Slice, StepPlan, Wants
-from octavo.engine.worker.runner import Runner
+from octavo.engine.step import History, Moves, Slice, StepPlan, Wants
 
 from .tiny import BLOCK_BYTES, MAX_LENGTH, VOCAB_SIZE, tiny_config
 
@@ -39,20 +41,20 @@ def plan(number: int, position: int) -> StepPlan:
     return StepPlan(number=number, slices=(part,))
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: int) -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: str) -> None:
     executor = InlineExecutor(tiny_config(tmp_path, overlap=overlap))
     executor.start(quiet)
     tokens = []
     executor.submit(plan(0, 0))
     for number in range(1, 12):
-        if overlap:  # planned before its token is known
+        if overlap == "on":  # planned before its token is known
             executor.submit(plan(number, 2 + number))
         output = executor.collect()
         assert output.number == number - 1
         assert output.seconds > 0
         tokens += output.results[0].token_ids
-        if not overlap:
+        if overlap == "off":
             executor.submit(plan(number, 2 + number))
     executor.collect()
     executor.stop()
@@ -62,7 +64,7 @@ def test_steps_come_back_in_order_with_the_same_tokens(tmp_path: Path, overlap: 
 
 def alone(folder: Path) -> list[int]:
     executor = InlineExecutor(
-        tiny_config(folder, overlap=0, kv_memory=8 * BLOCK_BYTES, max_model_len=64)
+        tiny_config(folder, overlap="off", kv_memory=8 * BLOCK_BYTES, max_model_len=64)
     )
     executor.start(quiet)
     tokens: list[int] = []
@@ -73,9 +75,9 @@ def alone(folder: Path) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_a_failed_step_is_an_exception_and_the_next_one_runs(
-    tmp_path: Path, overlap: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overlap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = InlineExecutor(tiny_config(tmp_path, overlap=overlap))
     executor.start(quiet)
@@ -83,7 +85,7 @@ def test_a_failed_step_is_an_exception_and_the_next_one_runs(
     expected = executor.collect().results[0].token_ids
     with monkeypatch.context() as broken:
         broken.setattr(KVCache, "apply", explode)
-        executor.submit(plan(1, 0))
+        executor.submit(replace(plan(1, 0), moves=Moves(copies=((7, 8),))))
         with pytest.raises(RuntimeError, match="the moves are wrong"):
             executor.collect()
     executor.submit(plan(2, 0))
@@ -152,13 +154,13 @@ def test_threads_are_set_where_the_computing_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    execute = Runner.execute
+    forward = Llama.forward
 
-    def watched(self: Runner, plan: StepPlan) -> object:
+    def watched(self: Llama, batch: Batch, kv: KVCache) -> torch.Tensor:
         seen.append((threading.current_thread().name, torch.get_num_threads()))
-        return execute(self, plan)
+        return forward(self, batch, kv)
 
-    monkeypatch.setattr(Runner, "execute", watched)
+    monkeypatch.setattr(Llama, "forward", watched)
     executor = InlineExecutor(tiny_config(tmp_path, threads=2, cpu_kernels="reference"))
     executor.start(quiet)
     executor.submit(plan(0, 0))

@@ -20,7 +20,7 @@ from octavo.engine.sampling.sampler import Sampled, Sampler
 from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.sampling import gumbel
 
-from .histories import FakeHistories, histories
+from .histories import FakeHistories, histories, sample_now
 
 EOS = (1, 3)
 INFINITY = math.inf
@@ -40,7 +40,7 @@ def draw(
     chooser = sampler(logits.shape[1])
     for row, (one, seed) in enumerate(zip(params, seeds or range(len(params)), strict=True)):
         chooser.admit(row, one, seed)
-    return chooser.sample(logits.clone(), np.arange(len(params)), known)
+    return sample_now(chooser, logits.clone(), np.arange(len(params)), known)
 
 
 class Naive:
@@ -318,9 +318,9 @@ def test_a_row_that_changes_hands_forgets_its_last_owner() -> None:
         temperature=0.0, frequency_penalty=2.0, logit_bias={9: 100.0}, logprobs=1
     )
     chooser.admit(0, penal, 1)
-    assert chooser.sample(logits.clone(), rows, known).token_ids == [9]
+    assert sample_now(chooser, logits.clone(), rows, known).token_ids == [9]
     chooser.admit(0, SamplingParams(temperature=0.0), 1)
-    plain = chooser.sample(logits.clone(), rows, known)
+    plain = sample_now(chooser, logits.clone(), rows, known)
     assert plain.token_ids == logits.argmax(-1).tolist()
     assert not plain.logprobs
 
@@ -343,8 +343,8 @@ def test_penalty_counts_follow_the_history_token_by_token() -> None:
         logits = torch.randn(1, vocab_size, generator=generator)
         fresh = sampler(vocab_size)
         fresh.admit(0, params, 0)
-        (token,) = kept.sample(logits.clone(), np.array([0]), known).token_ids
-        assert fresh.sample(logits.clone(), np.array([0]), known).token_ids == [token]
+        (token,) = sample_now(kept, logits.clone(), np.array([0]), known).token_ids
+        assert sample_now(fresh, logits.clone(), np.array([0]), known).token_ids == [token]
         naive = Naive(logits[0].tolist(), params)
         naive.shape(known.token_ids[0, : known.lengths[0]].tolist(), 4)
         assert naive.logits[token] == pytest.approx(max(naive.logits), abs=1e-5)
@@ -358,11 +358,11 @@ def test_counts_survive_the_arrival_of_more_sequences() -> None:
     chooser, logits = sampler(20), torch.zeros(1, 20)
     known = histories([[4, 0, 0, 1]] + [[4]] * 30, [1] * 31)
     chooser.admit(0, params, 0)
-    assert chooser.sample(logits.clone(), np.array([0]), known).token_ids == [2]
+    assert sample_now(chooser, logits.clone(), np.array([0]), known).token_ids == [2]
     for row in (30, 7, 29):
         chooser.admit(row, params, 0)
-    assert chooser.sample(logits.clone(), np.array([0]), known).token_ids == [2]
-    later = chooser.sample(torch.zeros(4, 20), np.array([29, 0, 7, 30]), known)
+    assert sample_now(chooser, logits.clone(), np.array([0]), known).token_ids == [2]
+    later = sample_now(chooser, torch.zeros(4, 20), np.array([29, 0, 7, 30]), known)
     assert later.token_ids == [0, 2, 0, 0]
 
 

@@ -45,7 +45,7 @@ def test_what_is_sent_arrives_and_comes_back(transfer: Transfer) -> None:
     for tensor, array in zip(sent, ARRAYS, strict=True):
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
-    for back, array in zip(transfer.receive(*sent), ARRAYS, strict=True):
+    for back, array in zip(transfer.receive(*sent)(), ARRAYS, strict=True):
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
 
@@ -109,7 +109,9 @@ def test_buffers_grow_and_the_old_one_is_waited_for() -> None:
 def test_results_are_read_when_the_device_has_written_them() -> None:
     log: list[tuple[str, int]] = []
     transfer = pinned(log)
-    transfer.receive(torch.ones(3), torch.zeros(2, dtype=torch.int64))
+    arrived = transfer.receive(torch.ones(3), torch.zeros(2, dtype=torch.int64))
+    assert [what for what, _ in log] == ["wait", "record"], "nobody waits before it is asked for"
+    arrived()
     assert [what for what, _ in log] == ["wait", "record", "wait"]
 
 
@@ -118,3 +120,14 @@ def test_a_cpu_needs_no_copies() -> None:
     array = np.arange(3)
     (tensor,) = transfer_to(CPU).send(array)
     assert tensor.data_ptr() == array.ctypes.data
+
+
+def test_results_that_nobody_has_read_yet_are_not_written_over() -> None:
+    log: list[tuple[str, int]] = []
+    transfer = pinned(log)
+    first, second = transfer.receive(torch.tensor([1, 2])), transfer.receive(torch.tensor([3]))
+    (third,) = transfer.receive(torch.tensor([4]))()
+    assert [first()[0].tolist(), second()[0].tolist(), third.tolist()] == [[1, 2], [3], [4]]
+    made = {number for _, number in log}
+    assert transfer.receive(torch.tensor([5]))()[0].tolist() == [5]
+    assert {number for _, number in log} == made, "a buffer that was read is used again"

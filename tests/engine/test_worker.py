@@ -78,7 +78,7 @@ def test_the_batch_is_what_the_plan_says(data: st.DataObject) -> None:
                 )
             )
         work = lay_out(table, *slices)
-        table.keep(work.rows)
+        table.keep(work.rows, work.known)
         check_batch(work.batch, slices, tokens, blocks)
         assert [slices[i].wants & Wants.TOKEN for i in work.sampling] == [1] * len(work.sampling)
 

@@ -25,8 +25,8 @@ NEW_TOKENS = 24
 BLOCK_BYTES = 6 * 2 * 16 * 2 * 64 * 4  # of 16 tokens of the bundled model in float32
 WAYS = {
     "as by default": {},
-    "one after the other": {"max_num_seqs": 1, "overlap": 0, "prefix_caching": False},
-    "small blocks, small budget": {"block_size": 8, "max_num_batched_tokens": 16, "overlap": 0},
+    "one after the other": {"max_num_seqs": 1, "overlap": "off", "prefix_caching": False},
+    "small blocks, small budget": {"block_size": 8, "max_num_batched_tokens": 16, "overlap": "off"},
     "all swapped": {
         "block_size": 32,
         "max_num_batched_tokens": 64,

@@ -221,10 +221,10 @@ def test_the_documentation_is_what_the_declarations_say() -> None:
 
 
 def test_the_engine_is_told_all_that_concerns_it() -> None:
-    words = ["--max-num-seqs=3", "--kv-memory=1MiB", "--no-prefix-caching", "--overlap=0"]
+    words = ["--max-num-seqs=3", "--kv-memory=1MiB", "--no-prefix-caching", "--overlap=off"]
     config = load(words, {}).settings.engine_config(Path("/models/x"))
     assert config == EngineConfig(
-        model="/models/x", max_num_seqs=3, kv_memory=2**20, prefix_caching=False, overlap=0
+        model="/models/x", max_num_seqs=3, kv_memory=2**20, prefix_caching=False, overlap="off"
     )
 
 

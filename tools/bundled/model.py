@@ -195,9 +195,3 @@ def rotate(x: Tensor, rotation: KeyValue) -> Tensor:
     cosine, sine = (part.to(x.dtype) for part in rotation)
     low, high = x.chunk(2, dim=-1)
     return x * cosine + torch.cat((-high, low), dim=-1) * sine
-
-
-def count_parameters(shape: Shape) -> int:
-    """How many weights a network of `shape` has."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Llama(shape).parameters())
