@@ -194,6 +194,66 @@ class AttendProjected(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceState:
+    """What the device keeps of every sequence, a row each."""
+
+    token_ids: Tensor  # int32 [rows, longest]: known tokens, and drafts after them
+    computed: Tensor  # int32 [rows]: tokens whose cells are in the cache
+    block_tables: Tensor  # int32 [rows, max_blocks]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """A step's inputs, as in `engine/batch.py`. There may be room for more than a step has."""
+
+    token_ids: Tensor  # int64 [tokens]
+    positions: Tensor  # int64 [tokens]
+    slot_mapping: Tensor  # int64 [tokens]
+    context_lengths: Tensor  # int32 [sequences]
+    block_tables: Tensor  # int32 [sequences, max_blocks]
+
+
+class BuildStep(Protocol):
+    """A step's inputs from what the device keeps: no token has to visit the host before it."""
+
+    def __call__(
+        self,
+        state: SequenceState,
+        rows: Tensor,
+        query_offsets: Tensor,
+        inputs: StepInputs,
+        block_size: int,
+    ) -> None:
+        """rows int32 [sequences], -1 for padding; query_offsets int32 [sequences + 1]; fills all
+        of `inputs` but the entries of block tables that are past a context.
+
+        A sequence's tokens are those after its computed ones. Padding has the token and the
+        position 0, the slot -1 and the context 0, and so have the tokens after the last offset.
+        """
+
+
+class Verify(Protocol):
+    """Which drafts are right: those that equal what is drawn where they stand (`GumbelArgmax`)."""
+
+    def __call__(
+        self,
+        token_ids: Tensor,
+        drawn: Tensor,
+        query_offsets: Tensor,
+        parents: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """token_ids int64 [tokens], of each sequence its last known token and then its drafts;
+        drawn int64 [tokens], the token that follows each; query_offsets int32 [sequences + 1];
+        parents int32 [tokens], after which of its sequence's tokens a draft stands, lower than its
+        own index, siblings being different; None: after the one before it.
+
+        -> accepted int32 [sequences], how many drafts are right; the token that follows the last
+        of them, int64 [sequences]; and int32 [tokens], the step on the accepted path at which a
+        token stands, 0 for the first, or -1 beside it.
+        """
+
+
 class CopyBlocks(Protocol):
     """Copy whole blocks, within one cache or between the device's and the host's."""
 
@@ -287,6 +347,8 @@ class Ops:
     pack_quantized: PackQuantized
     plan_attention: PlanAttention
     attend_projected: AttendProjected
+    build_step: BuildStep
+    verify: Verify
     copy_blocks: CopyBlocks
     gumbel_argmax: GumbelArgmax
     largest: Largest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import activation, attention, cache, norm, projected, rope, sampling
+from . import activation, attention, cache, norm, projected, rope, sampling, step
 
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
@@ -19,6 +19,8 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "silu_mul": activation.silu_mul,
         "plan_attention": attention.plan_attention,
         "attend_projected": projected.attend_projected,
+        "build_step": step.build_step,
+        "verify": step.verify,
         "copy_blocks": cache.copy_blocks,
         "gumbel_argmax": sampling.gumbel_argmax,
     }

@@ -17,6 +17,7 @@ from .projected import attend_projected
 from .quantized import pack_quantized
 from .rope import rotate
 from .sampling import gumbel_argmax, largest, penalise, rank
+from .step import build_step, verify
 from .threads import set_threads
 
 # Spelled as Ops so that the type checker compares each function with its contract.
@@ -30,6 +31,8 @@ REFERENCE = Ops(
     pack_quantized=pack_quantized,
     plan_attention=plan_attention,
     attend_projected=attend_projected,
+    build_step=build_step,
+    verify=verify,
     copy_blocks=copy_blocks,
     gumbel_argmax=gumbel_argmax,
     largest=largest,

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from octavo.kernels.cuda import activation, attention, cache, norm, projected, rope, sampling
+from octavo.kernels.cuda import activation, attention, cache, norm, projected, rope, sampling, step
 from octavo.kernels.cuda import attention_kernels as kernels
 
 _ALIGNED = [["tt.divisibility", 16]]
@@ -55,11 +55,23 @@ def variants() -> Iterator[Variant]:
     types = {"query_offsets": "*i32", "tiles": "*i32", "sequences": "i32", "count": "i32"}
     types |= {"step": "i32"}
     yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
+    yield from _step()
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
         constants = {"GATHER": gather, "SCATTER": scatter, "BLOCK": 4096}
         yield f"move gather={gather}", cache.move_blocks_kernel, types, constants, 4
+
+
+def _step() -> Iterator[Variant]:
+    narrow = ("known", "computed", "tables", "rows", "query_offsets", "contexts", "step_tables")
+    types = dict.fromkeys((*narrow, "parents", "accepted", "path"), "*i32")
+    types |= dict.fromkeys(("token_ids", "positions", "slots", "drawn", "last"), "*i64")
+    integers = ("known_stride", "table_stride", "step_stride", "sequences", "tokens")
+    types |= dict.fromkeys(integers, "i32")
+    yield "build_step", step.build_step_kernel, types, {"BLOCK_SIZE": 16, "BLOCK": 256}, 4
+    for tree in (False, True):
+        yield f"verify tree={tree}", step.verify_kernel, types, {"TREE": tree}, 1
 
 
 def _attention(dtype: str) -> Iterator[Variant]:
