@@ -13,6 +13,7 @@ from ..reference.quantized import GROUPS, quantize
 from .library import COUNT, POINTER, Function, Library, dense
 
 _UNIT = 16  # outputs that are packed together; see csrc/packed.h
+_STEP_BITS = 32  # of an output, packed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,9 @@ def pack_quantized(library: Library) -> PackQuantized:
         outputs, inputs = weight.shape
         values, scales = quantize(weight, bits)
         units, groups = -(-outputs // _UNIT), scales.shape[1]
-        group_bytes = _UNIT * (scales.element_size() + GROUPS[bits] * bits // 8)
-        packed = torch.empty(units * groups * group_bytes, dtype=torch.uint8)
+        steps = -(-inputs * bits // _STEP_BITS)
+        unit_bytes = _UNIT * (scales.element_size() * groups + _STEP_BITS // 8 * steps)
+        packed = torch.empty(units * unit_bytes, dtype=torch.uint8)
         packers[bits](values.data_ptr(), scales.data_ptr(), packed.data_ptr(), outputs, inputs)
         return _Packed(functions[bits], packed, bias, shape=weight.shape, dtype=weight.dtype)
 
@@ -125,7 +127,7 @@ class _Packed:
 def _packed(pack: Function, weight: Tensor) -> Tensor:
     """The packed form: in the weight's own memory where its shape needs no padding."""
     outputs, inputs = weight.shape
-    step = 4 // weight.element_size()  # inputs packed together
+    step = _STEP_BITS // 8 // weight.element_size()  # inputs packed together
     padded = (-(-outputs // _UNIT) * _UNIT, -(-inputs // step) * step)
     packed = weight if padded == (outputs, inputs) else weight.new_empty(padded)
     pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs)

@@ -5,8 +5,10 @@
 // two of bfloat16. Thus a panel is one stream of memory, and each lane owns one output and runs
 // over its inputs alone, from the first to the last, one after the other: its sum is taken in one
 // order, however many rows there are, and however rows and outputs are cut into tiles or given to
-// threads. Between blocks of inputs, which keep what is read again and again in the second-level
+// threads. Between blocks of inputs, which keep what is read again and again in the first-level
 // cache, sums wait in memory as the floats they are.
+
+#include <algorithm>
 
 #include "packed.h"
 #include "pool.h"
@@ -15,9 +17,11 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kBlockSteps = 1024;  // of a panel: 256 KiB
-constexpr int64_t kBlockRows = 192;    // rows of x in a task
-constexpr int64_t kReadAhead = 2048;   // bytes
+// Of a panel, with few tiles of rows, which read it faster than memory gives it: 24 KiB, that the
+// first-level cache fetches ahead. With many: 96 KiB, and half as many visits to sums in memory.
+constexpr int64_t kFewTiles = 4, kBlockSteps = 96, kLargeBlockSteps = 384;
+constexpr int64_t kBlockRows = 192;   // rows of x in a task
+constexpr int64_t kReadAhead = 6144;  // bytes
 
 // How a step is multiplied: `X` is what rows of x are stored as for that, `kRows` and `kUnits` the
 // largest tile whose sums and operands fit the registers.
@@ -102,12 +106,11 @@ struct Tile {
   const X* x;
   int64_t row_size;
   float* sums;
-  int64_t ahead;  // bytes from a step's weights to what comes next in memory
+  int64_t ahead;  // bytes from a step's weights to what is fetched meanwhile
 };
 
-// The first rows to meet a panel read ahead in it. The others find it in the cache: they see to what
-// comes next.
-template <typename Step, int Rows, int Units, bool First>
+// `Lines`: how many cache lines of each step are fetched ahead.
+template <typename Step, int Rows, int Units, int Lines>
 void add_tile(Tile<typename Step::X> tile) {
   Lanes sum[Rows][Units];
 #pragma GCC unroll 8
@@ -120,11 +123,9 @@ void add_tile(Tile<typename Step::X> tile) {
   for (int64_t s = 0; s < tile.steps; ++s, w += tile.stride, x += Step::kInputs) {
     typename Step::Weights weights[Units];
 #pragma GCC unroll 8
-    for (int u = 0; u < Units; ++u) {
-      weights[u] = Step::weights(w + u * kUnitBytes);
-      if (First) _mm_prefetch(w + kReadAhead + u * kUnitBytes, _MM_HINT_T0);
-    }
-    if (!First) _mm_prefetch(w + tile.ahead, _MM_HINT_T1);
+    for (int u = 0; u < Units; ++u) weights[u] = Step::weights(w + u * kUnitBytes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Lines; ++i) _mm_prefetch(w + tile.ahead + i * kUnitBytes, _MM_HINT_T0);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       auto row = Step::row(x + r * tile.row_size);
@@ -139,42 +140,52 @@ void add_tile(Tile<typename Step::X> tile) {
   }
 }
 
-template <typename Step, int Units, bool First>
-void add_rows(Tile<typename Step::X> tile, int rows) {
+template <typename Step, int Units, int Lines>
+void add_rows(const Tile<typename Step::X>& tile, int rows) {
   switch (rows) {
-    case 1: return add_tile<Step, 1, Units, First>(tile);
-    case 2: return add_tile<Step, 2, Units, First>(tile);
-    case 3: return add_tile<Step, 3, Units, First>(tile);
-    case 4: return add_tile<Step, 4, Units, First>(tile);
-    case 5: return add_tile<Step, 5, Units, First>(tile);
-    case 6: return add_tile<Step, 6, Units, First>(tile);
+    case 1: return add_tile<Step, 1, Units, Lines>(tile);
+    case 2: return add_tile<Step, 2, Units, Lines>(tile);
+    case 3: return add_tile<Step, 3, Units, Lines>(tile);
+    case 4: return add_tile<Step, 4, Units, Lines>(tile);
+    case 5: return add_tile<Step, 5, Units, Lines>(tile);
+    case 6: return add_tile<Step, 6, Units, Lines>(tile);
   }
 }
 
-template <typename Step, bool First>
-void add_units(Tile<typename Step::X> tile, int rows, int units) {
-  if constexpr (Step::kUnits == 1) return add_rows<Step, 1, First>(tile, rows);
-  switch (units) {
-    case 1: return add_rows<Step, 1, First>(tile, rows);
-    case 2: return add_rows<Step, 2, First>(tile, rows);
-    case 3: return add_rows<Step, 3, First>(tile, rows);
-    case 4: return add_rows<Step, 4, First>(tile, rows);
-  }
-}
-
-// Cuts rows x units into tiles that fit the registers; one row always fits with all units.
+// The only tile of rows fetches what it will need itself. Of more, each fetches a share of the next
+// block, for all of them.
 template <typename Step>
-void add_block(Tile<typename Step::X> block, int64_t rows, int units) {
-  if (rows == 1) {
+void add_units(Tile<typename Step::X> tile, int rows, int units, int64_t number, int64_t tiles) {
+  tile.ahead = kReadAhead;
+  if (rows == 1) {  // fits the registers with all units, whatever kUnits is
     switch (units) {
-      case 1: return add_tile<Step, 1, 1, true>(block);
-      case 2: return add_tile<Step, 1, 2, true>(block);
-      case 3: return add_tile<Step, 1, 3, true>(block);
-      case 4: return add_tile<Step, 1, 4, true>(block);
+      case 1: return add_tile<Step, 1, 1, 1>(tile);
+      case 2: return add_tile<Step, 1, 2, 2>(tile);
+      case 3: return add_tile<Step, 1, 3, 3>(tile);
+      case 4: return add_tile<Step, 1, 4, 4>(tile);
     }
   }
+  if (units == 1) return add_rows<Step, 1, 1>(tile, rows);
+  if constexpr (Step::kUnits > 1) {
+    if (units == 2) return add_rows<Step, 2, 2>(tile, rows);
+    if (units == 3) return add_rows<Step, 3, 3>(tile, rows);
+    if (tiles == 1) return add_rows<Step, 4, 4>(tile, rows);
+    tile.ahead = tile.steps * tile.stride;
+    if (tiles < kFewTiles) {
+      tile.ahead += number % 2 * 2 * kUnitBytes;
+      return add_rows<Step, 4, 2>(tile, rows);
+    }
+    tile.ahead += number % 4 * kUnitBytes;
+    add_rows<Step, 4, 1>(tile, rows);
+  }
+}
+
+// Cuts rows x units into tiles that fit the registers.
+template <typename Step>
+void add_block(const Tile<typename Step::X>& block, int64_t rows, int units) {
   const int64_t tiles = ceil_div(rows, Step::kRows);
-  for (int u = 0; u < units; u += Step::kUnits) {
+  const int side = rows == 1 ? units : Step::kUnits;
+  for (int u = 0; u < units; u += side) {
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = rows * t / tiles;
       const int count = static_cast<int>(rows * (t + 1) / tiles - first);
@@ -182,15 +193,7 @@ void add_block(Tile<typename Step::X> block, int64_t rows, int units) {
       tile.weights += u * kUnitBytes;
       tile.x += first * block.row_size;
       tile.sums += first * kPanel + u * kUnit;
-      if (t == 0) {
-        add_units<Step, true>(tile, count, units);
-      } else {
-        // Each tile of rows sees to another unit; fewer than four cannot see to all, and measured
-        // slower than none.
-        const int64_t unit = (t - 1) % kPanelUnits * kUnitBytes;
-        tile.ahead = tiles >= kPanelUnits ? block.steps * block.stride + unit : 0;
-        add_units<Step, false>(tile, count, units);
-      }
+      add_units<Step>(tile, count, std::min(side, units - u), t, tiles);
     }
   }
 }
@@ -251,8 +254,8 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
                           first_unit % kPanelUnits * kUnitBytes;
     alignas(64) float sums[kBlockRows * kPanel];
     for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
-    // The few rows of one tile read a panel once: blocks of inputs would win nothing.
-    const int64_t most = count <= Step::kRows ? steps : kBlockSteps;
+    const int64_t tiles = ceil_div(count, Step::kRows);
+    const int64_t most = tiles == 1 ? steps : tiles < kFewTiles ? kBlockSteps : kLargeBlockSteps;
     for (int64_t step = 0; step < steps; step += most) {
       add_block<Step>({weights + step * stride, stride, least(most, steps - step),
                        prepared.row(first_row) + step * Step::kInputs, prepared.row_size(), sums, 0},

@@ -6,7 +6,7 @@
 // depends on tiles, threads or company.
 //
 // A panel is as in linear.cpp, cut into groups: of each first the scales of its outputs (bfloat16),
-// then its steps. A step has 64 bytes for each unit of 16 outputs: 4 inputs each of 8 bits, or 8 of
+// then its steps, of which the last group may have fewer. A step has 64 bytes for each unit of 16 outputs: 4 inputs each of 8 bits, or 8 of
 // 4 bits, the first 4 in the lower halves. Weights are stored as unsigned numbers, `zero` above
 // their value, because that is how VNNI multiplies; the excess is taken off as zero * sum of x.
 
@@ -18,30 +18,43 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kBlockRows = 96;
-constexpr int64_t kReadAhead = 2048;  // bytes
+constexpr int64_t kReadAhead = 8192;  // bytes
 constexpr float kNothing = 1e-30f;
 
+// `kBlockGroups` of a panel stay in the first-level cache while tile after tile of rows is multiplied
+// with them.
 template <int Bits>
 struct Format;
 
 template <>
 struct Format<8> {
-  static constexpr int kGroup = 64, kZero = 128, kStepInputs = 4;
+  static constexpr int kGroup = 128, kZero = 128, kStepInputs = 4, kBlockGroups = 3;
 };
 
 template <>
 struct Format<4> {
-  static constexpr int kGroup = 32, kZero = 8, kStepInputs = 8;
+  static constexpr int kGroup = 32, kZero = 8, kStepInputs = 8, kBlockGroups = 12;
 };
 
-template <int Bits>
-constexpr int64_t kSteps = Format<Bits>::kGroup / Format<Bits>::kStepInputs;  // of a group
-constexpr int64_t kScaleBytes = kUnit * sizeof(bf16);                         // of a unit
+constexpr int64_t kScaleBytes = kUnit * sizeof(bf16);  // of a unit in a group
 
+// How the inputs of a matrix are cut. The last group may have fewer steps than the others.
 template <int Bits>
-constexpr int64_t unit_bytes() {  // of a unit in one group
-  return kScaleBytes + kSteps<Bits> * kUnitBytes;
-}
+struct Cut {
+  static constexpr int64_t kSteps = Format<Bits>::kGroup / Format<Bits>::kStepInputs;
+  int64_t steps, groups;
+
+  explicit Cut(int64_t inputs)
+      : steps(ceil_div(inputs, Format<Bits>::kStepInputs)), groups(ceil_div(steps, kSteps)) {}
+  int64_t steps_of(int64_t group) const { return least(kSteps, steps - group * kSteps); }
+  // Of a row of x in 8 bits: whole vectors, zeros after the last input.
+  int64_t row_size() const { return ceil_div(steps * Format<Bits>::kStepInputs, kLanes) * kLanes; }
+  int64_t unit_bytes() const { return bytes_to(groups); }
+  // Of a unit, before a group begins.
+  int64_t bytes_to(int64_t group) const {
+    return group * kScaleBytes + least(group * kSteps, steps) * kUnitBytes;
+  }
+};
 
 // Sixteen whole numbers, and the 64 bytes that a step has for them.
 #ifdef __AVX512F__
@@ -126,133 +139,170 @@ inline Bytes broadcast(const int8_t* p) {
   return all_ints(four);
 }
 
-// Rows of x in 8 bits: each group of a row has a scale, and the sum of its numbers.
+// Rows of x in 8 bits.
 template <int Bits>
 struct Rows {
-  int64_t groups;
-  const int8_t* values;  // [rows, groups * kGroup]
-  const float* scales;   // [rows, groups]
-  const int32_t* sums;   // [rows, groups]
+  Cut<Bits> cut;
+  const int8_t* values;   // [rows, row_size]
+  const float* scales;    // [rows, groups]
+  const int32_t* excess;  // [rows, groups] what the products come to too much, negated
 
   Rows from(int64_t row) const {
-    return {groups, values + row * groups * Format<Bits>::kGroup, scales + row * groups,
-            sums + row * groups};
+    return {cut, values + row * cut.row_size(), scales + row * cut.groups,
+            excess + row * cut.groups};
   }
 };
 
-template <int Bits, int RowCount, int Units>
-void add_tile(const char* panel, int64_t group_bytes, int64_t width, int64_t unit, Rows<Bits> x,
-              float* sums) {
-  constexpr int kGroup = Format<Bits>::kGroup;
-  const int64_t row_size = x.groups * kGroup;
-  for (int64_t g = 0; g < x.groups; ++g, panel += group_bytes) {
-    const bf16* scales = reinterpret_cast<const bf16*>(panel) + unit * kUnit;
-    const char* w = panel + width * kScaleBytes + unit * kUnitBytes;
-    const int8_t* values = x.values + g * kGroup;
+// A part of a panel, and the rows to multiply it with.
+template <int Bits>
+struct Tile {
+  const char* panel;
+  int64_t width;  // units of the panel
+  int64_t unit;   // the first one to multiply with
+  int64_t first_group, end_group;
+  Rows<Bits> x;
+  float* sums;    // kPanel for each row
+  int64_t ahead;  // bytes from a step's weights to what is fetched meanwhile
+};
+
+// `Lines`: how many cache lines of each step are fetched ahead.
+template <int Bits, int RowCount, int Units, int Lines>
+void add_tile(const Tile<Bits>& tile) {
+  const Rows<Bits>& x = tile.x;
+  const int64_t row_size = x.cut.row_size(), groups = x.cut.groups;
+  const int64_t step_bytes = tile.width * kUnitBytes;
+  const char* group = tile.panel + tile.width * x.cut.bytes_to(tile.first_group);
+  const int8_t* values = x.values + tile.first_group * Format<Bits>::kGroup;
+  for (int64_t g = tile.first_group; g < tile.end_group; ++g) {
+    const bf16* scales = reinterpret_cast<const bf16*>(group) + tile.unit * kUnit;
+    const char* w = group + tile.width * kScaleBytes + tile.unit * kUnitBytes;
     Ints sum[RowCount][Units];
 #pragma GCC unroll 8
     for (int r = 0; r < RowCount; ++r) {
 #pragma GCC unroll 8
-      for (int u = 0; u < Units; ++u) {
-        sum[r][u] = all_ints(-Format<Bits>::kZero * x.sums[r * x.groups + g]);
-      }
+      for (int u = 0; u < Units; ++u) sum[r][u] = all_ints(x.excess[r * groups + g]);
     }
-    for (int64_t s = 0; s < kSteps<Bits>; ++s, w += width * kUnitBytes) {
+    const int64_t steps = x.cut.steps_of(g);
+    group += tile.width * (kScaleBytes + steps * kUnitBytes);
+    for (int64_t s = 0; s < steps; ++s, w += step_bytes, values += Format<Bits>::kStepInputs) {
       Bytes weights[Units];
 #pragma GCC unroll 8
-      for (int u = 0; u < Units; ++u) {
-        weights[u] = bytes(w + u * kUnitBytes);
-        _mm_prefetch(w + kReadAhead + u * kUnitBytes, _MM_HINT_T0);
-      }
+      for (int u = 0; u < Units; ++u) weights[u] = bytes(w + u * kUnitBytes);
+#pragma GCC unroll 8
+      for (int i = 0; i < Lines; ++i) _mm_prefetch(w + tile.ahead + i * kUnitBytes, _MM_HINT_T0);
 #pragma GCC unroll 8
       for (int r = 0; r < RowCount; ++r) {
-        const int8_t* row = values + r * row_size + s * Format<Bits>::kStepInputs;
-        const Bytes first = broadcast(row);
+        const Bytes first = broadcast(values + r * row_size);
 #pragma GCC unroll 8
         for (int u = 0; u < Units; ++u) {
           if constexpr (Bits == 8) {
             sum[r][u] = dot(sum[r][u], weights[u], first);
           } else {
-            const Bytes second = broadcast(row + 4);
+            const Bytes second = broadcast(values + r * row_size + 4);
             sum[r][u] = dot(sum[r][u], lower(weights[u]), first);
             sum[r][u] = dot(sum[r][u], upper(weights[u]), second);
           }
         }
       }
     }
+    // The floats stay in memory: kept in registers from group to group, they would drive the whole
+    // numbers out of these.
+    asm volatile("" ::: "memory");
 #pragma GCC unroll 8
     for (int u = 0; u < Units; ++u) {
       const Lanes scale = load(scales + u * kUnit);
 #pragma GCC unroll 8
       for (int r = 0; r < RowCount; ++r) {
-        float* total = sums + r * kPanel + u * kUnit;
-        const Lanes both = scale * all(x.scales[r * x.groups + g]);
+        float* total = tile.sums + r * kPanel + u * kUnit;
+        const Lanes both = scale * all(x.scales[r * groups + g]);
         store(total, fma(floats(sum[r][u]), both, load(total)));
       }
     }
+    asm volatile("" ::: "memory");
   }
 }
 
-template <int Bits, int Units>
-void add_rows(const char* panel, int64_t group_bytes, int64_t width, int64_t unit, Rows<Bits> x,
-              float* sums, int rows) {
+template <int Bits, int Units, int Lines>
+void add_rows(const Tile<Bits>& tile, int rows) {
   switch (rows) {
-    case 1: return add_tile<Bits, 1, Units>(panel, group_bytes, width, unit, x, sums);
-    case 2: return add_tile<Bits, 2, Units>(panel, group_bytes, width, unit, x, sums);
-    case 3: return add_tile<Bits, 3, Units>(panel, group_bytes, width, unit, x, sums);
-    case 4: return add_tile<Bits, 4, Units>(panel, group_bytes, width, unit, x, sums);
-    case 5: return add_tile<Bits, 5, Units>(panel, group_bytes, width, unit, x, sums);
-    case 6: return add_tile<Bits, 6, Units>(panel, group_bytes, width, unit, x, sums);
+    case 1: return add_tile<Bits, 1, Units, Lines>(tile);
+    case 2: return add_tile<Bits, 2, Units, Lines>(tile);
+    case 3: return add_tile<Bits, 3, Units, Lines>(tile);
+    case 4: return add_tile<Bits, 4, Units, Lines>(tile);
+    case 5: return add_tile<Bits, 5, Units, Lines>(tile);
+    case 6: return add_tile<Bits, 6, Units, Lines>(tile);
   }
+}
+
+// The only tile of rows fetches what it will need itself. Of more, each fetches a share of the next
+// block, for all of them.
+template <int Bits>
+void add_units(Tile<Bits> tile, int rows, int units, int64_t number, int64_t tiles) {
+  tile.ahead = kReadAhead;
+  if constexpr (kUnits == 1) return add_rows<Bits, 1, 1>(tile, rows);
+  if (units < kUnits) {
+    if (units == 1) return add_rows<Bits, 1, 1>(tile, rows);
+    if (units == 2) return add_rows<Bits, 2, 2>(tile, rows);
+    return add_rows<Bits, 3, 3>(tile, rows);
+  }
+  if (tiles == 1) return add_rows<Bits, 4, 4>(tile, rows);
+  const Cut<Bits>& cut = tile.x.cut;
+  tile.ahead = tile.width * (cut.bytes_to(tile.end_group) - cut.bytes_to(tile.first_group));
+  if (tiles < 4) {
+    tile.ahead += number % 2 * 2 * kUnitBytes;
+    return add_rows<Bits, 4, 2>(tile, rows);
+  }
+  tile.ahead += number % 4 * kUnitBytes;
+  add_rows<Bits, 4, 1>(tile, rows);
 }
 
 // One group of a row: the largest magnitude becomes 127, or all is zero where it is next to nothing.
+// `count` of its `size` numbers are there, the others are zero. Gives the sum of all.
 template <typename T>
-void quantize(const T* x, int64_t count, int64_t group, int8_t* values, float* scale,
-              int32_t* sum) {
+int32_t quantize(const T* x, int64_t count, int64_t size, int8_t* values, float* scale) {
   Lanes most = zero();
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Lanes some = load(x + i, static_cast<int>(least(kLanes, count - i)));
+    const Lanes some = load_some(x + i, static_cast<int>(count - i));
     most = max(most, max(some, zero() - some));
   }
   const float magnitude = largest(most);
   *scale = magnitude / 127.0f;
   const Lanes inverse = all(magnitude > kNothing ? 127.0f / magnitude : 0.0f);
-  int32_t total = 0;
+  Lanes total = zero();  // of whole numbers, and far below 2^24: exact
   bool finite = true;
-  for (int64_t i = 0; i < group; i += kLanes) {
-    const int lanes = static_cast<int>(i < count ? least(kLanes, count - i) : 0);
-    const Lanes rounded = round(load(x + i, lanes) * inverse);
-    finite = store_bytes(values + i, rounded) && finite;
-    total += static_cast<int32_t>(octavo::sum(rounded));  // whole, and far below 2^24: exact
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const Lanes rounded = round(load_some(x + i, static_cast<int>(count - i)) * inverse);
+    finite &= store_bytes(values + i, rounded);
+    total += rounded;
   }
-  if (!finite) {
-    *scale = __builtin_nanf("");
-    total = 0;
-  }
-  *sum = total;
+  if (finite) return static_cast<int32_t>(octavo::sum(total));
+  *scale = __builtin_nanf("");
+  return 0;
 }
 
 template <int Bits, typename T, typename Out>
 void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
             int64_t outputs) {
   constexpr int kGroup = Format<Bits>::kGroup;
-  const int64_t groups = ceil_div(inputs, kGroup);
-  Scratch<int8_t> values(rows * groups * kGroup);
-  Scratch<float> scales(rows * groups);
-  Scratch<int32_t> totals(rows * groups);
+  const Cut<Bits> cut(inputs);
+  Scratch<int8_t> values(rows * cut.row_size());
+  Scratch<float> scales(rows * cut.groups);
+  Scratch<int32_t> excess(rows * cut.groups);
   constexpr int64_t kRowsPerTask = 8;
   parallel(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
     const int64_t last = least(rows, (task + 1) * kRowsPerTask);
     for (int64_t row = task * kRowsPerTask; row < last; ++row) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t at = row * groups + g;
-        quantize(x + row * inputs + g * kGroup, least(kGroup, inputs - g * kGroup), kGroup,
-                 values.data() + at * kGroup, scales.data() + at, totals.data() + at);
+      for (int64_t g = 0; g < cut.groups; ++g) {
+        const int64_t first = g * kGroup, at = row * cut.groups + g;
+        excess.data()[at] =
+            -Format<Bits>::kZero * quantize(x + row * inputs + first, least(kGroup, inputs - first),
+                                            least(kGroup, cut.row_size() - first),
+                                            values.data() + row * cut.row_size() + first,
+                                            scales.data() + at);
       }
     }
   });
-  const Rows<Bits> all_rows{groups, values.data(), scales.data(), totals.data()};
+  const Rows<Bits> all_rows{cut, values.data(), scales.data(), excess.data()};
   const int64_t units = ceil_div(outputs, kUnit);
   const int64_t blocks = ceil_div(rows, kBlockRows);
   int64_t wide = kPanelUnits;
@@ -265,27 +315,22 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
     const int64_t before = first_unit / kPanelUnits * kPanelUnits;  // units of panels before
     const int64_t width = least(kPanelUnits, units - before);
     const int64_t mine = least(wide, units - first_unit);
-    const char* panel = packed + before * groups * unit_bytes<Bits>();
-    const int64_t group_bytes = width * unit_bytes<Bits>();
     alignas(64) float sums[kBlockRows * kPanel];
     for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
     const int64_t tiles = ceil_div(count, kRows);
-    for (int64_t u = 0; u < mine; u += kUnits) {
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t row = count * t / tiles;
-        const int tall = static_cast<int>(count * (t + 1) / tiles - row);
-        const Rows<Bits> some = all_rows.from(first_row + row);
-        const int64_t unit = first_unit - before + u;
-        float* to = sums + row * kPanel + u * kUnit;
-        if constexpr (kUnits == 1) {
-          add_rows<Bits, 1>(panel, group_bytes, width, unit, some, to, tall);
-        } else {
-          switch (mine) {
-            case 1: add_rows<Bits, 1>(panel, group_bytes, width, unit, some, to, tall); break;
-            case 2: add_rows<Bits, 2>(panel, group_bytes, width, unit, some, to, tall); break;
-            case 3: add_rows<Bits, 3>(panel, group_bytes, width, unit, some, to, tall); break;
-            case 4: add_rows<Bits, 4>(panel, group_bytes, width, unit, some, to, tall); break;
-          }
+    const int64_t most = tiles == 1 ? cut.groups : Format<Bits>::kBlockGroups;
+    Tile<Bits> tile{packed + before * cut.unit_bytes(), width, 0, 0, 0, all_rows, nullptr, 0};
+    for (int64_t group = 0; group < cut.groups; group += most) {
+      tile.first_group = group;
+      tile.end_group = least(cut.groups, group + most);
+      for (int64_t u = 0; u < mine; u += kUnits) {
+        tile.unit = first_unit - before + u;
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int64_t row = count * t / tiles;
+          const int tall = static_cast<int>(count * (t + 1) / tiles - row);
+          tile.x = all_rows.from(first_row + row);
+          tile.sums = sums + row * kPanel + u * kUnit;
+          add_units(tile, tall, static_cast<int>(least(kUnits, mine - u)), t, tiles);
         }
       }
     }
@@ -301,32 +346,32 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
 template <int Bits>
 void pack(const uint8_t* values, const bf16* scales, char* packed, int64_t outputs,
           int64_t inputs) {
-  constexpr int kGroup = Format<Bits>::kGroup;
-  const int64_t groups = ceil_div(inputs, kGroup);
+  constexpr int64_t kStepInputs = Format<Bits>::kStepInputs;
+  const Cut<Bits> cut(inputs);
   const int64_t units = ceil_div(outputs, kUnit);
   parallel(ceil_div(units, kPanelUnits), [&](int64_t number) {
     const int64_t before = number * kPanelUnits;
     const int64_t lanes = least(kPanelUnits, units - before) * kUnit;
-    char* to = packed + before * groups * unit_bytes<Bits>();
+    char* to = packed + before * cut.unit_bytes();
     auto value = [&](int64_t output, int64_t input) {
       return output < outputs && input < inputs ? values[output * inputs + input]
                                                 : static_cast<uint8_t>(Format<Bits>::kZero);
     };
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t output = before * kUnit + lane;
-        const bf16 scale = output < outputs ? scales[output * groups + g] : bf16{0};
-        std::memcpy(to, &scale, sizeof scale);
-        to += sizeof scale;
+    for (int64_t step = 0; step < cut.steps; ++step) {
+      if (step % Cut<Bits>::kSteps == 0) {
+        for (int64_t lane = 0; lane < lanes; ++lane, to += sizeof(bf16)) {
+          const int64_t output = before * kUnit + lane;
+          const int64_t at = output * cut.groups + step / Cut<Bits>::kSteps;
+          const bf16 scale = output < outputs ? scales[at] : bf16{0};
+          std::memcpy(to, &scale, sizeof scale);
+        }
       }
-      for (int64_t input = g * kGroup; input < (g + 1) * kGroup;
-           input += Format<Bits>::kStepInputs) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          for (int64_t i = input; i < input + 4; ++i) {
-            int byte = value(before * kUnit + lane, i);
-            if (Bits == 4) byte |= value(before * kUnit + lane, i + 4) << 4;
-            *to++ = static_cast<char>(byte);
-          }
+      const int64_t input = step * kStepInputs;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        for (int64_t i = input; i < input + 4; ++i) {
+          int byte = value(before * kUnit + lane, i);
+          if (Bits == 4) byte |= value(before * kUnit + lane, i + 4) << 4;
+          *to++ = static_cast<char>(byte);
         }
       }
     }
@@ -337,30 +382,31 @@ void pack(const uint8_t* values, const bf16* scales, char* packed, int64_t outpu
 template <int Bits, typename T>
 void unpack_rows(const char* packed, const int64_t* ids, T* out, int64_t count, int64_t inputs,
                  int64_t outputs) {
-  constexpr int kGroup = Format<Bits>::kGroup;
-  const int64_t groups = ceil_div(inputs, kGroup);
+  constexpr int kGroup = Format<Bits>::kGroup, kStepInputs = Format<Bits>::kStepInputs;
+  const Cut<Bits> cut(inputs);
   const int64_t units = ceil_div(outputs, kUnit);
   parallel(count, [&](int64_t at) {
     const int64_t before = ids[at] / kPanel * kPanelUnits;
     const int64_t lanes = least(kPanelUnits, units - before) * kUnit;
     const int64_t lane = ids[at] - before * kUnit;
-    const char* group = packed + before * groups * unit_bytes<Bits>();
+    const char* group = packed + before * cut.unit_bytes();
     alignas(64) float row[kGroup];
-    for (int64_t g = 0; g < groups; ++g, group += lanes / kUnit * unit_bytes<Bits>()) {
+    for (int64_t g = 0; g < cut.groups; ++g) {
       bf16 scale;
       std::memcpy(&scale, group + lane * sizeof scale, sizeof scale);
-      const char* from = group + lanes * sizeof scale + lane * 4;
-      for (int i = 0; i < kGroup; i += Format<Bits>::kStepInputs, from += lanes * 4) {
+      group += lanes * sizeof scale;
+      const int64_t size = cut.steps_of(g) * kStepInputs;
+      for (int64_t i = 0; i < size; i += kStepInputs, group += lanes * 4) {
         for (int j = 0; j < 4; ++j) {
-          const int byte = static_cast<uint8_t>(from[j]);
+          const int byte = static_cast<uint8_t>(group[lane * 4 + j]);
           row[i + j] = ((Bits == 4 ? byte & 15 : byte) - Format<Bits>::kZero) * widen(scale);
           if (Bits == 4) row[i + 4 + j] = ((byte >> 4) - Format<Bits>::kZero) * widen(scale);
         }
       }
-      const int64_t most = least(kGroup, inputs - g * kGroup);
+      const int64_t most = least(size, inputs - g * kGroup);
       for (int64_t i = 0; i < most; i += kLanes) {
-        store(out + at * inputs + g * kGroup + i, load(row + i),
-              static_cast<int>(least(kLanes, most - i)));
+        const int left = static_cast<int>(most - i);
+        store_some(out + at * inputs + g * kGroup + i, load_some(row + i, left), left);
       }
     }
   });

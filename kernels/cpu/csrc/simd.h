@@ -177,6 +177,17 @@ inline __m256 high_half(Lanes x) { return x.high; }
 
 #endif
 
+// Up to 16 elements, or none: what lies behind `count` is zero, and is not touched in memory.
+template <typename T>
+inline Lanes load_some(const T* p, int count) {
+  return count >= kLanes ? load(p) : count > 0 ? load(p, count) : zero();
+}
+template <typename T>
+inline void store_some(T* p, Lanes x, int count) {
+  if (count >= kLanes) return store(p, x);
+  if (count > 0) store(p, x, count);
+}
+
 inline Lanes& operator+=(Lanes& a, Lanes b) { return a = a + b; }
 
 // The sum of all lanes: halves are added until one lane is left.

@@ -11,17 +11,6 @@ namespace octavo {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504f;
 
-// Up to 16 elements, or none: what lies behind `count` is zero, and is not touched in memory.
-template <typename T>
-inline Lanes load_some(const T* p, int count) {
-  return count >= kLanes ? load(p) : count > 0 ? load(p, count) : zero();
-}
-template <typename T>
-inline void store_some(T* p, Lanes x, int count) {
-  if (count >= kLanes) return store(p, x);
-  if (count > 0) store(p, x, count);
-}
-
 // x in the lanes begin .. end - 1, `other` in the rest.
 inline Lanes within(int begin, int end, Lanes x, Lanes other) {
 #ifdef __AVX512F__
