@@ -23,9 +23,10 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048  # the token budget of a step
     kv_memory: int | None = None  # None: from memory_utilization
-    # Share of the memory free at start that octavo may take, weights included. The KV cache gets at
-    # most half of it, and a little even where large weights take more (engine/worker/memory.py).
-    memory_utilization: float = 0.5
+    # Share of the memory that octavo may take, weights included: on a CPU of what is free at start,
+    # of which the KV cache gets at most half, and a little even where large weights take more
+    # (engine/worker/memory.py); of the whole of a GPU. None: 0.5 on a CPU, 0.9 on a GPU.
+    memory_utilization: float | None = None
     swap_space: int = 0  # host memory for swapped-out blocks; 0: preempt by recompute only
     # Seconds between two tokens of a stream that prompts may not make longer; 0: they may. None:
     # what suits the device.

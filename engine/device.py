@@ -143,6 +143,101 @@ def available_memory() -> int:
     return max(0, min([available, *_memory_left()]))
 
 
+class DeviceMemory(Protocol):
+    """A GPU's own memory, in bytes."""
+
+    @property
+    def free_at_start(self) -> int:
+        """What was free when this was made."""
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Free now, for everybody, and in all."""
+
+    def reset_peak(self) -> None:
+        """Give back what the allocator holds without need, and begin to look for a new peak."""
+
+    def peak(self) -> int:
+        """The most that torch's allocator has held since then, after all work is done."""
+
+    def reserved(self) -> int:
+        """What it holds now."""
+
+
+def memory_of(device: torch.device) -> DeviceMemory | None:
+    """The device's own memory; None where it has none but the host's."""
+    return None if device.type == "cpu" else _GpuMemory(device)
+
+
+class _GpuMemory:
+    """See `DeviceMemory`. It has not run on a GPU yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.free_at_start, _ = self.free_and_total()
+
+    def free_and_total(self) -> tuple[int, int]:
+        return torch.cuda.mem_get_info(self._device)
+
+    def reset_peak(self) -> None:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> int:
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_reserved(self._device)
+
+    def reserved(self) -> int:
+        return torch.cuda.memory_reserved(self._device)
+
+
+class SideStream(Protocol):
+    """A second stream of a device's work, beside the one that computes."""
+
+    def __enter__(self) -> object:
+        """Work given inside goes to this stream."""
+
+    def __exit__(self, *raised: object) -> object: ...
+
+    def follow(self) -> None:
+        """What is given to this stream from now on waits for all that was given to the main one."""
+
+    def lead(self) -> None:
+        """What is given to the main stream from now on waits for all that was given to this one."""
+
+    def synchronize(self) -> None:
+        """Wait until all is done that was given to this stream."""
+
+
+def side_stream_of(device: torch.device) -> SideStream | None:
+    """A further stream of the device; None where calls return when their work is done."""
+    return None if device.type == "cpu" else _GpuStream(device)
+
+
+class _GpuStream:
+    """See `SideStream`. It has not run on a GPU yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._entered = torch.cuda.stream(self._stream)
+
+    def __enter__(self) -> object:
+        return self._entered.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *raised: object) -> object:
+        return self._entered.__exit__(*raised)
+
+    def follow(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def lead(self) -> None:
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is missing, of the host or of the device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

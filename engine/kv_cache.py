@@ -6,13 +6,17 @@ import contextlib
 import math
 import mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.kernels.ops import Ops
 
 from .checkpoint import ModelConfig
+from .device import side_stream_of
 from .step import Moves
+from .swap import Pairs, SwapSpace
+from .transfer import transfer_to
 
 
 def block_bytes(config: ModelConfig, *, block_size: int, dtype: torch.dtype) -> int:
@@ -44,23 +48,43 @@ class KVCache:
         self.layers: list[Tensor] = [
             _zeros((num_blocks, *shape), dtype, device) for _ in range(config.layers)
         ]
-        self.host_layers: list[Tensor] = [
-            _zeros((num_host_blocks, *shape), dtype, torch.device("cpu"))
-            for _ in range(config.layers)
-        ]
         self._copy_blocks = ops.copy_blocks
+        self._transfer = transfer_to(device)
+        self.host_layers: list[Tensor]
+        stream = side_stream_of(device)
+        self._swap: SwapSpace | None = None
+        if stream is None:
+            self.host_layers = [
+                _zeros((num_host_blocks, *shape), dtype, device) for _ in range(config.layers)
+            ]
+        else:
+            self._swap = SwapSpace(self.layers, num_host_blocks, stream, self._transfer)
+            self.host_layers = list(self._swap.blocks.unbind(1))
 
     def apply(self, moves: Moves) -> None:
         """Carry the moves of one step out: swaps out, swaps in, copies, in this order."""
-        for pairs, source, target in (
-            (moves.swap_out, self.layers, self.host_layers),
-            (moves.swap_in, self.host_layers, self.layers),
-            (moves.copies, self.layers, self.layers),
-        ):
-            if pairs:
-                indexes = torch.tensor(pairs, dtype=torch.int64)
-                for here, there in zip(source, target, strict=True):
-                    self._copy_blocks(here, there, indexes)
+        if moves.swap_out:
+            if self._swap is None:
+                self._copy(moves.swap_out, self.layers, self.host_layers)
+            else:
+                self._swap.take_out(moves.swap_out)
+        if moves.swap_in:
+            if self._swap is None:
+                self._copy(moves.swap_in, self.host_layers, self.layers)
+            else:
+                self._swap.bring_in(moves.swap_in)
+        if moves.copies:
+            self._copy(moves.copies, self.layers, self.layers)
+
+    def synchronize(self) -> None:
+        """Wait until the blocks of all moves are where they belong."""
+        if self._swap is not None:
+            self._swap.synchronize()
+
+    def _copy(self, pairs: Pairs, source: list[Tensor], target: list[Tensor]) -> None:
+        (indexes,) = self._transfer.send(np.array(pairs, dtype=np.int64))
+        for here, there in zip(source, target, strict=True):
+            self._copy_blocks(here, there, indexes)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

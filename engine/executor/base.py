@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..params import SamplingParams
@@ -30,6 +30,7 @@ class Capacity:
     kv_bytes: int  # device memory of the KV cache
     weight_bytes: int
     parameters: int
+    memory: dict[str, int] = field(default_factory=dict)  # bytes of the device, by what for
     itl_target_seconds: float = 0.0  # inter-token target that suits the device; 0: none
     overlap: int = 0  # steps that may be submitted ahead of the one whose output is awaited
 

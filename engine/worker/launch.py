@@ -6,6 +6,8 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,6 +20,7 @@ from ..device import (
     available_cores,
     available_memory,
     inter_token_target,
+    memory_of,
     overlaps,
     pick_device,
     pick_dtype,
@@ -34,7 +37,15 @@ from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
-from .memory import MemoryPlan, activation_bytes, plan_memory
+from .ledger import allocated
+from .measuring import take_stock
+from .memory import (
+    MemoryPlan,
+    activation_bytes,
+    plan_device,
+    plan_memory,
+    size,
+)
 from .runner import Runner
 from .sequences import SequenceTable
 from .stream import AtOnce, Stream
@@ -65,7 +76,8 @@ def launch(
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, numbers.dtype, device)
-    memory = _plan(config, numbers, dtype)
+    gpu = memory_of(device)
+    memory = None if gpu is not None else _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device, providers)
     # One core is left to the front end and the planner. With both of two computing, the bundled
@@ -83,16 +95,42 @@ def launch(
         quantization=config.quantization,
         attention=config.attention_backend,
     )
-    progress("allocating the KV cache", 0, 0)
-    kv = KVCache(
-        model.config,
-        ops,
-        num_blocks=memory.num_blocks,
-        block_size=config.block_size,
-        dtype=dtype,
-        device=device,
-        num_host_blocks=memory.num_host_blocks,
-    )
+    block = _block(config, numbers, dtype)
+    transfer = transfer_to(device)
+
+    def make_cache(num_blocks: int, num_host_blocks: int = 0) -> KVCache:
+        return KVCache(
+            model.config,
+            ops,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            num_host_blocks=num_host_blocks,
+        )
+
+    if memory is not None:
+        progress("allocating the KV cache", 0, 0)
+        kv = make_cache(memory.num_blocks, memory.num_host_blocks)
+        parts = {"weights": model.weight_bytes, "kv_cache": memory.num_blocks * block}
+    else:
+        assert gpu is not None
+        progress("measuring the memory", 0, 0)
+        ledger = take_stock(config, model, gpu, make_cache(1), ops, transfer, stream)
+        memory = plan_device(
+            config, numbers, ledger, host_available=available_memory(), block=block
+        )
+        progress("allocating the KV cache", 0, 0)
+        kv, num_blocks = allocated(
+            partial(make_cache, num_host_blocks=memory.num_host_blocks),
+            memory.num_blocks,
+            block=block,
+            least=-(-memory.max_model_len // config.block_size),
+            free=lambda: gpu.free_and_total()[0],
+        )
+        memory = replace(memory, num_blocks=num_blocks)
+        parts = dict(ledger.entries(num_blocks * block))
+    log.info("memory: %s", ", ".join(f"{part} {size(count)}" for part, count in parts.items()))
     rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
     compiler = GrammarCompiler.from_folder(
         config.model, vocab_size=numbers.vocab_size, stop_ids=numbers.eos_token_ids
@@ -106,7 +144,7 @@ def launch(
         kv=kv,
         sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
         table=table,
-        transfer=transfer_to(device),
+        transfer=transfer,
         stream=stream,
     )
     progress("measuring", 0, 0)
@@ -122,9 +160,10 @@ def launch(
         swap_seconds_per_block=_seconds_per_swap(kv, memory),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        kv_bytes=memory.num_blocks * _block(config, numbers, dtype),
+        kv_bytes=memory.num_blocks * block,
         weight_bytes=model.weight_bytes,
         parameters=model.parameter_count,
+        memory=parts,
         itl_target_seconds=inter_token_target(device),
         overlap=int(overlaps(config.overlap, device)),
     )
@@ -213,4 +252,5 @@ def _seconds_per_swap(kv: KVCache, memory: MemoryPlan) -> float:
         return 0.0
     began = time.perf_counter()
     kv.apply(Moves(swap_out=tuple((block, block) for block in range(count))))
+    kv.synchronize()
     return (time.perf_counter() - began) / count

@@ -1,7 +1,8 @@
-"""How much goes to what, decided before any of it is allocated.
+"""How much goes to what, decided before the KV cache is allocated.
 
-What does not fit is refused at start-up, with what it needs, what there is, and settings that
-would fit; nothing is found out by running out of memory under load.
+The host's memory is divided before anything is there, by estimates; a GPU's when the weights are,
+by what was measured (`ledger.py`). What does not fit is refused at start-up, with what it needs,
+what there is, and settings that would fit; nothing is found out by running out under load.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from dataclasses import dataclass
 from ..checkpoint import ModelConfig
 from ..config import EngineConfig
 from ..errors import ConfigError, DoesNotFit
+from .ledger import Ledger
 
+# What `memory_utilization` is where it is not set, of the host's free memory and of a whole GPU.
+_HOST_UTILIZATION = 0.5
+GPU_UTILIZATION = 0.9
 # Of what `memory_utilization` grants. The page cache that holds the checkpoint, the front end and
 # other programs live in the same memory: with the default of 0.5 the KV cache takes a quarter.
 _KV_SHARE = 0.5
@@ -53,7 +58,7 @@ def plan_memory(
     """
     fixed = weights + activations
     swap = config.swap_space // block * block
-    granted = int(available * config.memory_utilization)
+    granted = int(available * (config.memory_utilization or _HOST_UTILIZATION))
     if fixed + swap > available:
         raise DoesNotFit(
             f"The weights ({size(weights)}), one step's temporaries ({size(activations)}) and the "
@@ -61,33 +66,72 @@ def plan_memory(
             f"is free; use a smaller model, --dtype bfloat16, a smaller --max-num-batched-tokens, "
             f"or --swap-space 0."
         )
+    if config.kv_memory is None:
+        rest = available - fixed - swap
+        budget = min(int(granted * _KV_SHARE), max(granted - fixed - swap, int(rest * _KV_REST)))
+    else:
+        budget = _given(
+            config.kv_memory, fixed + swap, available, f" and the swap space ({size(swap)})"
+        )
+    return _divide(config, model, budget, most=available - fixed - swap, block=block)
+
+
+def plan_device(
+    config: EngineConfig, model: ModelConfig, ledger: Ledger, *, host_available: int, block: int
+) -> MemoryPlan:
+    """Divide what a GPU's ledger leaves; swapped blocks lie in the host's memory.
+
+    Args:
+        host_available: bytes of the host's memory that this process may take.
+        block: bytes of one block in all layers.
+
+    Raises:
+        ConfigError: max_model_len is more than the checkpoint is made for.
+        DoesNotFit: one sequence of max_model_len, or the swap space, needs more than there is.
+    """
+    if config.swap_space > host_available:
+        raise DoesNotFit(
+            f"--swap-space {setting(config.swap_space)} is page-locked memory of the host, of "
+            f"which {size(host_available)} is free; --swap-space {setting(host_available)} would "
+            f"fit."
+        )
+    most = max(0, ledger.free_at_start - ledger.fixed)
+    budget = ledger.kv
+    if config.kv_memory is not None:
+        budget = _given(config.kv_memory, ledger.fixed, ledger.free_at_start, "")
+    return _divide(config, model, budget, most=most, block=block)
+
+
+def _given(kv_memory: int, fixed: int, available: int, and_more: str) -> int:
+    """What --kv-memory says, if it can be had beside the rest."""
+    if fixed + kv_memory > available:
+        raise DoesNotFit(
+            f"--kv-memory {size(kv_memory)} together with the weights and one step's temporaries"
+            f"{and_more}, {size(fixed)} in all, is more than the {size(available)} of memory that "
+            f"is free; --kv-memory {setting(available - fixed)} would fit."
+        )
+    return kv_memory
+
+
+def _divide(
+    config: EngineConfig, model: ModelConfig, budget: int, *, most: int, block: int
+) -> MemoryPlan:
+    """`budget` bytes in blocks. `most`: what there could be, with other settings."""
     longest = config.max_model_len or model.context_length
     if longest > model.context_length:
         raise ConfigError(
             f"--max-model-len {longest} is more than the {model.context_length} tokens this "
             f"checkpoint is made for; use --max-model-len {model.context_length}."
         )
-    if config.kv_memory is None:
-        rest = available - fixed - swap
-        budget = min(int(granted * _KV_SHARE), max(granted - fixed - swap, int(rest * _KV_REST)))
-    else:
-        budget = config.kv_memory
-        if fixed + swap + budget > available:
-            raise DoesNotFit(
-                f"--kv-memory {size(budget)} together with the weights and one step's temporaries "
-                f"({size(fixed)}) and the swap space ({size(swap)}) is more than the "
-                f"{size(available)} of memory that is free; --kv-memory "
-                f"{setting(available - fixed - swap)} would fit."
-            )
     affordable = budget // block
     if config.max_model_len is None:
         longest = min(longest, affordable * config.block_size)
     per_sequence = -(-longest // config.block_size)
     if affordable < max(1, per_sequence):
-        raise _too_long(longest, per_sequence, config, available - fixed - swap, budget, block)
+        raise _too_long(longest, per_sequence, config, most, budget, block)
     return MemoryPlan(
         num_blocks=min(affordable, config.max_num_seqs * per_sequence),
-        num_host_blocks=swap // block,
+        num_host_blocks=config.swap_space // block,
         max_model_len=longest,
     )
 

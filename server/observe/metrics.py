@@ -167,6 +167,12 @@ class Metrics:
             _CACHE_LABELS,
             registry=f.registry,
         )
+        self._memory = Gauge(
+            PREFIX + "memory_bytes",
+            "Memory of the device that computes, by what it was planned for.",
+            ("engine", "part"),
+            registry=f.registry,
+        )
         self._http_requests = Counter(
             "http_requests",
             "HTTP requests, by route and class of status.",
@@ -190,9 +196,13 @@ class Metrics:
             cache_dtype=capacity.dtype,
             num_gpu_blocks=capacity.num_blocks,
             num_cpu_blocks=capacity.num_host_blocks,
-            gpu_memory_utilization=config.memory_utilization,
+            gpu_memory_utilization=config.memory_utilization or "auto",
             enable_prefix_caching=config.prefix_caching,
         ).set(1)
+
+        self._memory.clear()
+        for part, size in capacity.memory.items():
+            self._memory.labels(engine=self._engine, part=part).set(size)
 
     def on_step(self, stats: StepStats) -> None:
         """A step has ended. Totals may have begun again at 0, with a new engine."""

@@ -93,11 +93,12 @@ class Settings:
         "Size of the KV cache. `auto`: from --memory-utilization.",
         aliases=("kv-cache-memory-bytes",),
     )
-    memory_utilization: float = setting(
-        kinds.fraction(),
+    memory_utilization: float | None = setting(
+        kinds.optional(kinds.fraction(), "auto"),
         _ENGINE.memory_utilization,
         "Memory",
-        "Share of the memory free at start that octavo may take, weights included.",
+        "Share of the memory free at start, or of a whole GPU, that octavo may take, weights "
+        "included. `auto`: 0.5 on a CPU, 0.9 on a GPU.",
         aliases=("gpu-memory-utilization",),
     )
     swap_space: int = setting(

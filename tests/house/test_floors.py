@@ -33,8 +33,9 @@ COMPUTE = (
     ("layers",),
     ("attention", "sampling", "quantization"),
     ("batch",),
-    ("transfer",),
     ("kv_cache",),
+    ("swap",),
+    ("transfer",),
     ("parallel", "device"),
 )
 SERVER_TOP = (

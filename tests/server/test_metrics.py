@@ -279,6 +279,7 @@ def test_refusals_http_and_the_plan_of_the_cache() -> None:
         kv_bytes=1,
         weight_bytes=1,
         parameters=1,
+        memory={"weights": 5, "kv_cache": 7},
     )
     metrics.on_ready(EngineConfig(model="m"), capacity)
     text = metrics.render().decode()
@@ -287,6 +288,11 @@ def test_refusals_http_and_the_plan_of_the_cache() -> None:
     assert info.value == 1
     assert info.labels["num_gpu_blocks"] == "7"
     assert info.labels["enable_prefix_caching"] == "True"
+    memory = families(metrics)["octavo:memory_bytes"].samples
+    assert {sample.labels["part"]: sample.value for sample in memory} == {
+        "weights": 5,
+        "kv_cache": 7,
+    }
 
 
 def test_two_daemons_in_one_process_do_not_share_numbers() -> None:

@@ -114,7 +114,7 @@ def test_the_file_takes_yaml_values(
         (["--max-model-len", "long"], "or auto, but it is 'long'."),
         (["--kv-memory", "4XB"], "--kv-memory must be a size, as 512MiB or 4GiB, or auto"),
         (["--kv-memory", "9"], "at least 1KiB"),
-        (["--memory-utilization", "1.1"], "above 0 and at most 1, but it is '1.1'."),
+        (["--memory-utilization", "1.1"], "above 0 and at most 1, or auto, but it is '1.1'."),
         (["--memory-utilization", "nan"], "above 0 and at most 1"),
         (["--prefix-caching=maybe"], "must be true or false"),
         (["--no-port", "1"], "--port takes a value."),

@@ -1,0 +1,105 @@
+"""Swapped-out KV blocks in page-locked host memory, copied beside the main stream.
+
+A swapped block is one piece of host memory with all its layers, so that it crosses the bus as one
+copy. On the device blocks pass through a staging area: those that leave are gathered there by the
+main stream, which may overwrite them at once; those that come are scattered from there when they
+have arrived. The host waits for nothing, and no call allocates anything that grows with the number
+of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .device import SideStream
+from .transfer import Transfer
+
+_STAGING_BYTES = 64 << 20
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+class SwapSpace:
+    """Host blocks of one cache. Tested with streams that are noted down; not run on a GPU yet."""
+
+    def __init__(
+        self,
+        layers: Sequence[Tensor],
+        num_host_blocks: int,
+        stream: SideStream,
+        transfer: Transfer,
+    ) -> None:
+        """`layers`: the cache's, each [blocks, 2, block_size, kv_heads, head_dim]."""
+        self._layers = layers
+        self._stream = stream
+        self._transfer = transfer
+        like = layers[0]
+        block = (len(layers), *like.shape[1:])
+        block_bytes = len(layers) * like[0].nbytes
+        staged = max(1, min(num_host_blocks, _STAGING_BYTES // block_bytes))
+        self.blocks = torch.empty(
+            (num_host_blocks, *block), dtype=like.dtype, pin_memory=like.device.type != "cpu"
+        )
+        self._staging = [like.new_empty((staged, *block)) for _ in range(2)]
+        self._turn = 0
+
+    def take_out(self, pairs: Pairs) -> None:
+        """Device block -> host block."""
+        for some in self._portions(pairs):
+            staging = self._next_staging()
+            index = self._index([device for device, _ in some])
+            for number, layer in enumerate(self._layers):
+                staging[: len(some), number] = layer[index]
+            self._stream.follow()
+            with self._stream:
+                for begin, host, count in _runs([host for _, host in some]):
+                    part = staging[begin : begin + count]
+                    self.blocks[host : host + count].copy_(part, non_blocking=True)
+
+    def bring_in(self, pairs: Pairs) -> None:
+        """Host block -> device block."""
+        for some in self._portions(pairs):
+            staging = self._next_staging()
+            self._stream.follow()  # what was last scattered from this staging area has been
+            with self._stream:
+                for begin, host, count in _runs([host for host, _ in some]):
+                    part = self.blocks[host : host + count]
+                    staging[begin : begin + count].copy_(part, non_blocking=True)
+            self._stream.lead()
+            index = self._index([device for _, device in some])
+            for number, layer in enumerate(self._layers):
+                layer[index] = staging[: len(some), number]
+
+    def synchronize(self) -> None:
+        """Wait until all blocks are where they belong."""
+        self._stream.synchronize()
+
+    def _next_staging(self) -> Tensor:
+        """A staging area that nothing is copied from or to any more."""
+        self._turn = 1 - self._turn
+        if self._turn == 0:
+            self._stream.lead()  # both have been used: the main stream waits for their copies
+        return self._staging[self._turn]
+
+    def _portions(self, pairs: Pairs) -> list[Pairs]:
+        """As many at a time as a staging area holds."""
+        most = len(self._staging[0])
+        return [pairs[begin : begin + most] for begin in range(0, len(pairs), most)]
+
+    def _index(self, blocks: list[int]) -> Tensor:
+        (index,) = self._transfer.send(np.array(blocks, dtype=np.int64))
+        return index
+
+
+def _runs(blocks: list[int]) -> list[tuple[int, int, int]]:
+    """Where numbers follow one another: first index, first number, how many."""
+    found = []
+    for _, members in groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
+        run = list(members)
+        found.append((run[0][0], run[0][1], len(run)))
+    return found

@@ -1,0 +1,127 @@
+"""What a step costs at most, measured by computing the largest one on a cache of a few blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.kernels.ops import Ops
+
+from ..config import EngineConfig
+from ..device import DeviceMemory, is_out_of_memory
+from ..errors import DoesNotFit
+from ..kv_cache import KVCache
+from ..models.base import Model
+from ..params import SamplingParams
+from ..sampling.logits import standard_rules
+from ..sampling.sampler import Sampler
+from ..step import History, Slice, Wants
+from ..transfer import Transfer
+from .computer import Computer
+from .halves import Compute
+from .ledger import Ledger
+from .memory import GPU_UTILIZATION, size
+from .sequences import SequenceTable
+from .stream import Stream
+
+_HEAVY = SamplingParams(
+    temperature=0.7,
+    top_p=0.9,
+    min_p=0.01,
+    presence_penalty=0.5,
+    frequency_penalty=0.5,
+    repetition_penalty=1.1,
+    logprobs=20,
+    max_tokens=None,
+)
+
+
+def largest_step(config: EngineConfig, longest: int) -> tuple[Slice, ...]:
+    """As many sequences as may run, each wanting a token by the heaviest sampling there is, and
+    together as many tokens as a step may have. All of them lie in block 0: nobody reads it.
+
+    Args:
+        longest: tokens of the longest sequence.
+    """
+    most = max(1, longest - 1)
+    rows = max(1, min(config.max_num_seqs, config.max_num_batched_tokens))
+    left = min(config.max_num_batched_tokens, rows * most)
+    slices = []
+    for number in range(rows):
+        # One long prompt first: its attention is the widest; then a token at least for each.
+        count = min(most, left - (rows - number - 1))
+        left -= count
+        slices.append(_slice(-1 - number, count, config.block_size))
+    return tuple(slices)
+
+
+def _slice(sequence: int, count: int, block_size: int) -> Slice:
+    return Slice(
+        sequence=sequence,
+        start=0,
+        count=count,
+        wants=Wants.TOKEN,
+        blocks=(0,) * -(-count // block_size),
+        history=History(params=_HEAVY, seed=0, prompt_length=count, token_ids=(0,) * count),
+    )
+
+
+def measure_peak(
+    memory: DeviceMemory, compute: Compute, step: Sequence[Slice], *, weights: int
+) -> tuple[int, int]:
+    """Bytes of the step's temporaries, as torch's allocator reserves them, and bytes in use that
+    the allocator does not know of.
+
+    Args:
+        weights: bytes that are allocated already and stay.
+    """
+    memory.reset_peak()
+    compute(step)
+    peak = memory.peak()
+    free, _ = memory.free_and_total()
+    return max(0, peak - weights), max(0, memory.free_at_start - free - memory.reserved())
+
+
+def take_stock(
+    config: EngineConfig,
+    model: Model,
+    gpu: DeviceMemory,
+    kv: KVCache,
+    ops: Ops,
+    transfer: Transfer,
+    stream: Stream,
+) -> Ledger:
+    """Compute the largest step on a cache of one block, and see what it takes."""
+    numbers = model.config
+    longest = config.max_model_len or numbers.context_length
+    step = largest_step(config, longest)
+    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
+    computer = Computer(
+        model=model,
+        kv=kv,
+        sampler=Sampler(numbers.vocab_size, rules, ops),
+        table=SequenceTable(rows=len(step), longest=longest, block_size=config.block_size),
+        transfer=transfer,
+        stream=stream,
+    )
+    gpu.reset_peak()
+    weights = gpu.reserved()
+    try:
+        peak, outside = measure_peak(gpu, computer.compute, step, weights=weights)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DoesNotFit(
+            f"The weights ({size(weights)}) leave too little of the GPU for a step of "
+            f"{config.max_num_batched_tokens} tokens and {len(step)} sequences; use a smaller "
+            f"model, --max-num-batched-tokens or --max-num-seqs."
+        ) from None
+    _, total = gpu.free_and_total()
+    return Ledger(
+        total=total,
+        free_at_start=gpu.free_at_start,
+        utilization=config.memory_utilization or GPU_UTILIZATION,
+        weights=weights,
+        activations=peak,
+        outside=outside,
+        graphs=0,
+    )
