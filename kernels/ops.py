@@ -287,6 +287,23 @@ class GumbelArgmax(Protocol):
         """
 
 
+class Narrow(Protocol):
+    """Minus infinity, in place, for what min-p, top-k and top-p leave out of a draw.
+
+    Min-p keeps what has at least that share of the likeliest token's probability, top-k the k
+    likeliest in the order of `Largest`, and top-p of what both left the smallest number of the
+    likeliest that together have the probability p of it, one at least.
+    """
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+    ) -> None:
+        """logits float32 [rows, columns], no NaN; temperature float32 [rows], 0: the row is left
+        alone; top_k int64 [rows], columns or more: off; top_p and min_p float32 [rows], 1 and 0:
+        off.
+        """
+
+
 class Largest(Protocol):
     """The `count` largest of each row, descending, of equal values the lower column first."""
 
@@ -351,6 +368,7 @@ class Ops:
     verify: Verify
     copy_blocks: CopyBlocks
     gumbel_argmax: GumbelArgmax
+    narrow: Narrow
     largest: Largest
     rank: Rank
     penalise: Penalise

@@ -9,7 +9,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import activation, attention, cache, norm, projected, rope, sampling, step
+from . import (
+    activation,
+    attention,
+    cache,
+    narrowing,
+    norm,
+    projected,
+    rope,
+    sampling,
+    selection,
+    step,
+)
 
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
@@ -23,5 +34,10 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "verify": step.verify,
         "copy_blocks": cache.copy_blocks,
         "gumbel_argmax": sampling.gumbel_argmax,
+        "narrow": narrowing.narrow,
+        "largest": selection.largest,
+        "rank": selection.rank,
+        "penalise": narrowing.penalise,
+        "allow_only": narrowing.allow_only,
     }
 )

@@ -12,7 +12,7 @@ from ..ops import SequenceState, StepInputs
 _BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def build_step_kernel(
     known, computed, tables, rows, query_offsets,
     token_ids, positions, slots, contexts, step_tables,

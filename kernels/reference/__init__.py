@@ -12,6 +12,7 @@ from .attention import plan_attention
 from .bitmask import allow_only
 from .cache import copy_blocks
 from .linear import pack_linear
+from .narrowing import narrow
 from .norm import add_rms_norm, rms_norm
 from .projected import attend_projected
 from .quantized import pack_quantized
@@ -35,6 +36,7 @@ REFERENCE = Ops(
     verify=verify,
     copy_blocks=copy_blocks,
     gumbel_argmax=gumbel_argmax,
+    narrow=narrow,
     largest=largest,
     rank=rank,
     penalise=penalise,

@@ -20,7 +20,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from octavo.kernels.cuda import activation, attention, cache, norm, projected, rope, sampling, step
+from octavo.kernels.cuda import (
+    activation,
+    attention,
+    cache,
+    narrowing,
+    norm,
+    projected,
+    rope,
+    sampling,
+    selection,
+    step,
+)
 from octavo.kernels.cuda import attention_kernels as kernels
 
 _ALIGNED = [["tt.divisibility", 16]]
@@ -56,6 +67,7 @@ def variants() -> Iterator[Variant]:
     types |= {"step": "i32"}
     yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
     yield from _step()
+    yield from _selection()
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
@@ -72,6 +84,29 @@ def _step() -> Iterator[Variant]:
     yield "build_step", step.build_step_kernel, types, {"BLOCK_SIZE": 16, "BLOCK": 256}, 4
     for tree in (False, True):
         yield f"verify tree={tree}", step.verify_kernel, types, {"TREE": tree}, 1
+
+
+def _selection() -> Iterator[Variant]:
+    wide = ("values", "logits", "peak", "temperature", "targets", "partials", "min_p", "mass")
+    penalties = ("presence", "frequency", "repetition", "out", "taken")
+    types = dict.fromkeys((*wide, *penalties), "*fp32")
+    types |= dict.fromkeys(("prefixes", "keys", "places", "chosen"), "*i64")
+    counts = ("above", "equal", "first_above", "first_equal", "quota", "output_counts", "bitmask")
+    types |= dict.fromkeys(counts, "*i32") | {"prompt_seen": "*u8"}
+    integers = ("row_stride", "mask_stride", "columns", "rows", "parts", "round_", "count")
+    types |= dict.fromkeys(integers, "i32")
+    part = {"PART": 4096, "BLOCK": 512}
+    for mass in (False, True):
+        constants = {"MASS": mass, **part}
+        searched = {"PARTS": 64, **constants}
+        yield f"search mass={mass}", selection.search_kernel, types, searched, 4
+        yield f"beside mass={mass}", selection.beside_kernel, types, constants, 4
+    yield "found", selection.found_kernel, types, {"PARTS": 64}, 1
+    yield "take", selection.take_kernel, types, part, 4
+    yield "rank", selection.rank_kernel, types | {"partials": "*i32"}, part, 4
+    yield "narrow", narrowing.narrow_kernel, types, part, 4
+    for kernel in (narrowing.penalise_kernel, narrowing.allow_only_kernel):
+        yield kernel.__name__, kernel, types, {"BLOCK": 1024}, 4
 
 
 def _attention(dtype: str) -> Iterator[Variant]:
