@@ -9,7 +9,8 @@ from octavo.engine.errors import ConfigError, InvalidParameter
 
 from ..text.template import ChatTemplate, refusal
 from ..text.template_sandbox import TemplateFault
-from .prompts import check_length
+from .params import context_of
+from .prompts import MAX_CHARACTERS, check_length
 from .schema import ChatRequest, Message, TokenizeRequest
 
 if TYPE_CHECKING:
@@ -145,10 +146,10 @@ async def encode_messages(
         raise refusal(fault) from None
 
     def ids() -> list[int]:
-        if longest is not None:
+        if longest is not None or len(text) > MAX_CHARACTERS:
             shown = template.text_of(rendering, text)
             words = shown if rendering.mark is None else shown.replace(rendering.mark, "")
-            check_length(words, model, longest, "messages")
+            check_length(words, model, longest or context_of(model), "messages")
         return template.ids_of(rendering, text)
 
     return await desk.threads.run(ids, size=len(text))

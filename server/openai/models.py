@@ -14,8 +14,8 @@ from .answers import Detokenized, ModelEntry, ModelList, ModelPermission, Tokeni
 from .conversation import encode_messages, template_for, template_options
 from .desk import Desk, answer
 from .errors import UnknownModel
-from .params import model_named
-from .prompts import check_ids
+from .params import context_of, model_named
+from .prompts import MAX_CHARACTERS, check_ids, check_length
 from .schema import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Models:
         else:
             special = True if body.add_special_tokens is None else body.add_special_tokens
             text = body.prompt or ""
+            if len(text) > MAX_CHARACTERS:
+                check_length(text, model, context_of(model), "prompt")
             ids = await self._desk.threads.run(
                 lambda: model.tokenizer.encode(
                     text, add_special_tokens=special, parse_special=True

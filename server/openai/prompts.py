@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ..models import ServedModel
     from .schema import Prompt
 
+# Of a text that is tokenized though it may be too long for the model. Some 150 bytes of memory are
+# needed for each, and a second for a million.
+MAX_CHARACTERS = 4 << 20
 MAX_CHOICES = 16_384  # of one request: what is remembered of it grows with their number
 
 
@@ -48,7 +51,7 @@ def prompt_ids(
         ContextLengthExceeded: it is a text far too long; of one that comes near, the caller sees.
     """
     if isinstance(prompt, str):
-        if options.truncate_prompt_tokens is None:
+        if options.truncate_prompt_tokens is None or len(prompt) > MAX_CHARACTERS:
             check_length(prompt, model, context, param)
         special = True if options.add_special_tokens is None else options.add_special_tokens
         ids = model.tokenizer.encode(prompt, add_special_tokens=special, parse_special=True)

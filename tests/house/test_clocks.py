@@ -10,7 +10,6 @@ from .source import modules
 WALL_CLOCK = {
     "octavo.server.observe.families": "`_created` of histograms, as Prometheus defines it",
     "octavo.server.openai.desk": "`created` of answers",
-    "octavo.server.observe.families": "`_created` of a histogram",
     "octavo.server.text.template_sandbox": "today's date, for templates that tell it",
 }
 _ASKS = re.compile(

@@ -563,3 +563,29 @@ async def test_s6_below_a_proxys_path_everything_is_found() -> None:
     assert (await server.http.get("/health")).status_code == 200
     assert (await server.http.get("/llm/v1/models")).status_code == 401
     assert (await server.http.get("/llm/v1/models", headers=KEY)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, {"prompt": "TEXT", "truncate_prompt_tokens": 5}),
+        ("/v1/embeddings", {"input": "TEXT", "truncate_prompt_tokens": 5}),
+        ("/v1/chat/completions", {"messages": "TEXT", "truncate_prompt_tokens": 5}),
+        ("/tokenize", {"prompt": "TEXT"}),
+        ("/tokenize", {"messages": "TEXT"}),
+    ],
+)
+async def test_s6_a_text_that_takes_too_much_to_tokenize_is_400(
+    path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("prompts", "models", "conversation"):
+        monkeypatch.setattr(f"octavo.server.openai.{module}.MAX_CHARACTERS", 20_000)
+    server = serve()
+
+    def of(text: str) -> dict[str, Any]:
+        given = {"messages": [{"role": "user", "content": text}]}
+        return {k: given.get(k, text) if v == "TEXT" else v for k, v in body.items()}
+
+    assert (await server.post(path, of("a" * 10_000))).status_code == 200
+    error = await server.refusal(path, of("a" * 20_001))
+    assert error["code"] == "context_length_exceeded"
