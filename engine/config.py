@@ -16,6 +16,7 @@ class EngineConfig:
     load_format: str = "safetensors"  # or "dummy": random weights from config.json
     dtype: str = "auto"  # auto | bfloat16 | float16 | float32
     quantization: str = "none"  # none | int8 | int4: weights are rounded as they are loaded
+    enforce_eager: bool = False  # a GPU is given kernels one by one, never recorded graphs
     attention_backend: str = "auto"  # one of those of engine/attention/choice.py
     device: str = "auto"  # one of those of engine/device.py
     max_model_len: int | None = None  # None: what the checkpoint and the memory allow

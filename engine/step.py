@@ -141,6 +141,8 @@ class StepOutput:
     results: tuple[SliceResult, ...]
     seconds: float = 0.0  # wall time of the compute
     attempts: int = 1  # computes it took: more than one where the step failed and was run apart
+    graphs_recorded: int = 0  # of steps that are alike, so far ...
+    graphs_planned: int = 0  # ... and in the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +208,8 @@ class StepStats:
     sequences_computed: int = 0  # by this step
     step_seconds: float = 0.0  # compute time of this step
     host_seconds: float = 0.0  # schedule + commit time of this step
+    graphs_recorded: int = 0  # of steps that are alike: a GPU takes them in one call
+    graphs_planned: int = 0
 
     @property
     def sequences(self) -> int:

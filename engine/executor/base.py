@@ -62,5 +62,9 @@ class Executor(Protocol):
         that the whole step failed.
         """
 
+    def improve(self, *, idle: bool) -> bool:
+        """Do one thing that makes later steps faster, if there is any and this is a good moment:
+        between two steps, or `idle`, with nothing to compute. Returns whether more is left."""
+
     def stop(self) -> None:
         """Release everything; idempotent."""

@@ -56,6 +56,9 @@ class InlineExecutor:
         plan, self._next = self._next, None
         return runner.land() if plan is None else runner.execute(plan)
 
+    def improve(self, *, idle: bool) -> bool:
+        return self._started().improve(idle=idle)
+
     def stop(self) -> None:
         self._stream.close()
         self._runner = None

@@ -81,6 +81,11 @@ class Model(ABC):
         self.parameter_count = sum(p.tensor.numel() for p in self.parameters())
         self.weight_bytes = sum(p.tensor.nbytes for p in self.parameters())
 
+    @property
+    def replayable(self) -> bool:
+        """As `AttentionBackend.replayable`: nothing else is decided by the host."""
+        return self._attention.replayable
+
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """Stores the batch's keys and values; returns its hidden states [tokens, hidden]."""
         cosine, sine = self._rotary(batch.positions)

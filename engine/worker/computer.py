@@ -18,6 +18,7 @@ from ..sampling.sampler import Drawn, Sampled, Sampler
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
 from ..transfer import Array, Transfer
 from .gathering import LACKING, Work, gather
+from .graphs import Eager, Forwards
 from .pooling import pool
 from .sequences import AsOf, Integers, SequenceTable
 from .stream import Stream
@@ -70,13 +71,16 @@ class Computer:
         table: SequenceTable,
         transfer: Transfer,
         stream: Stream,
+        forwards: Forwards | None = None,
     ) -> None:
+        """`forwards`: how batches are computed; None: by `model`, kernel by kernel."""
         self._model = model
         self._kv = kv
         self._sampler = sampler
         self._table = table
         self._transfer = transfer
         self._stream = stream
+        self._forwards = forwards or Eager(model, kv)
         self._last: Tensor | None = None  # on the device: the last token sampled, by row
 
     def ready(self, params: SamplingParams) -> bool:
@@ -207,14 +211,11 @@ class Computer:
         if len(work.awaited):
             assert self._last is not None, "a step was to yield these tokens"
             token_ids[work.awaited] = self._last[work.awaited_rows]
-        hidden = self._model.forward(work.batch, self._kv)
+        hidden, logits = self._forwards(work.batch)
         chosen = Chosen()
-        logits = hidden[:0]
-        if len(work.batch.logits_rows):
-            logits = self._model.logits(hidden[work.batch.logits_rows])  # [rows, vocab]
-            if len(work.searching):
-                self._search(work, logits[len(work.sampling) :], histories, chosen)
-                logits = logits[: len(work.sampling)]
+        if len(work.searching):
+            self._search(work, logits[len(work.sampling) :], histories, chosen)
+            logits = logits[: len(work.sampling)]
         for at in work.scoring.tolist():
             self._score(work, at, hidden, chosen)
         if len(work.pooling):

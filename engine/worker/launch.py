@@ -28,6 +28,7 @@ from ..device import (
 from ..errors import ConfigError
 from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
+from ..models.base import Model
 from ..params import SamplingParams
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
@@ -37,6 +38,7 @@ from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
+from .graphs import Eager, Forwards, GpuRecorder, Graphed, Key, StaticBatch, keys_for
 from .ledger import allocated
 from .measuring import take_stock
 from .memory import (
@@ -116,7 +118,10 @@ def launch(
     else:
         assert gpu is not None
         progress("measuring the memory", 0, 0)
-        ledger = take_stock(config, model, gpu, make_cache(1), ops, transfer, stream)
+        keys = _graph_keys(config, model)
+        ledger = take_stock(
+            config, model, gpu, make_cache(1), ops, transfer, stream, graphs=len(keys)
+        )
         memory = plan_device(
             config, numbers, ledger, host_available=available_memory(), block=block
         )
@@ -139,6 +144,7 @@ def launch(
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
+    forwards = _forwards(config, model, kv, device, memory.max_model_len)
     computer = Computer(
         model=model,
         kv=kv,
@@ -146,6 +152,7 @@ def launch(
         table=table,
         transfer=transfer,
         stream=stream,
+        forwards=forwards,
     )
     progress("measuring", 0, 0)
     tokens = min(_MORE_TOKENS, config.max_num_batched_tokens, memory.max_model_len - 1)
@@ -167,7 +174,7 @@ def launch(
         itl_target_seconds=inter_token_target(device),
         overlap=int(overlaps(config.overlap, device)),
     )
-    return Runner(kv, computer, stream), capacity
+    return Runner(kv, computer, stream, forwards), capacity
 
 
 def _ops(
@@ -184,6 +191,31 @@ def _ops(
     told = "; ".join(f"{provider}: {', '.join(names)}" for provider, names in given.items())
     log.info("kernels on %s are from %s", device, told)
     return ops
+
+
+def _graph_keys(config: EngineConfig, model: Model, longest: int | None = None) -> tuple[Key, ...]:
+    """The graphs to record; none where they cannot be, or are not wanted."""
+    if config.enforce_eager or not model.replayable:
+        return ()
+    longest = longest or config.max_model_len or model.config.context_length
+    return keys_for(config.max_num_seqs, longest)
+
+
+def _forwards(
+    config: EngineConfig, model: Model, kv: KVCache, device: torch.device, longest: int
+) -> Forwards:
+    eager = Eager(model, kv)
+    keys = _graph_keys(config, model, longest)
+    if not keys:
+        return eager
+    static = StaticBatch(
+        rows=max(key.rows for key in keys),
+        queries=max(key.queries for key in keys),
+        longest=longest,
+        block_size=config.block_size,
+        device=device,
+    )
+    return Graphed(eager, GpuRecorder(device), keys, static)
 
 
 def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:

@@ -17,8 +17,9 @@ from ..sampling.sampler import Sampler
 from ..step import History, Slice, Wants
 from ..transfer import Transfer
 from .computer import Computer
+from .graphs import LARGEST
 from .halves import Compute
-from .ledger import Ledger
+from .ledger import Ledger, graph_bytes
 from .memory import GPU_UTILIZATION, size
 from .sequences import SequenceTable
 from .stream import Stream
@@ -89,6 +90,8 @@ def take_stock(
     ops: Ops,
     transfer: Transfer,
     stream: Stream,
+    *,
+    graphs: int,
 ) -> Ledger:
     """Compute the largest step on a cache of one block, and see what it takes."""
     numbers = model.config
@@ -123,5 +126,11 @@ def take_stock(
         weights=weights,
         activations=peak,
         outside=outside,
-        graphs=0,
+        graphs=graph_bytes(
+            layers=numbers.layers,
+            graphs=graphs,
+            largest_tokens=min(config.max_num_seqs, LARGEST),
+            step_tokens=config.max_num_batched_tokens,
+            peak=peak,
+        ),
     )

@@ -14,6 +14,7 @@ from ..kv_cache import KVCache
 from ..params import SamplingParams
 from ..step import Slice, SliceResult, StepOutput, StepPlan
 from .computer import Launched
+from .graphs import Forwards
 from .halves import Attempt
 from .stream import AtOnce, Stream
 
@@ -73,10 +74,18 @@ class Runner:
     that was launched behind one that failed is given up, and launched again when that one is done.
     """
 
-    def __init__(self, kv: KVCache, computer: Computes, stream: Stream | None = None) -> None:
+    def __init__(
+        self,
+        kv: KVCache,
+        computer: Computes,
+        stream: Stream | None = None,
+        forwards: Forwards | None = None,
+    ) -> None:
+        """`forwards`: what the computer computes with, where it may get faster."""
         self._kv = kv
         self.computer = computer
         self._stream = stream or AtOnce()
+        self._forwards = forwards
         self._flights: deque[_Flight] = deque()
         self._requests: dict[int, str] = {}  # by sequence: whose it is
         self._failed: dict[int, SliceResult] = {}  # culprits that have not been retired yet
@@ -86,6 +95,14 @@ class Runner:
     def ready(self, params: SamplingParams) -> bool:
         """As `Computes.ready`."""
         return self.computer.ready(params)
+
+    def improve(self, *, idle: bool) -> bool:
+        """As `Forwards.improve`."""
+        if self._forwards is None or self._forwards.recorded == self._forwards.planned:
+            return False
+        left = self._stream.run(partial(self._forwards.improve, idle=idle))()
+        self._landed = time.perf_counter()  # what it took is not the next step's
+        return left
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """One step that nothing overlaps."""
@@ -151,6 +168,8 @@ class Runner:
             ),
             seconds=self._landed - began,
             attempts=attempt.count + flight.given_up,
+            graphs_recorded=0 if self._forwards is None else self._forwards.recorded,
+            graphs_planned=0 if self._forwards is None else self._forwards.planned,
         )
 
     def _results(self, flight: _Flight, slices: Sequence[Slice]) -> list[SliceResult]:

@@ -145,6 +145,10 @@ class Metrics:
         self._step_sequences = f.histogram(
             "step_sequences", "Sequences computed in a step.", families.STEP_SEQUENCES
         )
+        self._graphs = {
+            state: f.gauge(f"graphs_{state}", f"Graphs of steps that are alike, {text}.")
+            for state, text in (("recorded", "so far"), ("planned", "in the end"))
+        }
         self._rejected = f.counters(
             "requests_rejected", "Requests refused by the front end.", "reason", REJECTIONS
         )
@@ -225,6 +229,8 @@ class Metrics:
             self._step_sequences.observe(stats.sequences_computed)
             self._step_seconds.observe(stats.step_seconds)
             self._host_seconds.observe(stats.host_seconds)
+            self._graphs["recorded"].set(stats.graphs_recorded)
+            self._graphs["planned"].set(stats.graphs_planned)
         self._last = stats
 
     def on_first_token(self, *, seconds: float, prompt_tokens: int, cached_tokens: int) -> None:

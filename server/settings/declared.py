@@ -220,6 +220,12 @@ class Settings:
         "What computes attention on a GPU. `auto`: our Triton kernels; `flashinfer`, `fa3` where "
         "installed; `torch`, on any device: slow, to compare with.",
     )
+    enforce_eager: bool = setting(
+        kinds.switch(),
+        _ENGINE.enforce_eager,
+        "Compute",
+        "Launch a GPU's kernels one by one; no graphs of decoding steps are recorded.",
+    )
     threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,

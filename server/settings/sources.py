@@ -16,7 +16,6 @@ from .declared import Settings, declarations
 # Flags of vLLM that ask for what octavo does anyway, or has no need of: (takes a value, why).
 WITHOUT_EFFECT = {
     "enable-chunked-prefill": (False, "long prompts are always computed in chunks"),
-    "enforce-eager": (False, "no graphs are captured"),
     "trust-remote-code": (False, "octavo never runs code from a checkpoint"),
     "seed": (True, "sampling is seeded per request"),
     "tokenizer-mode": (True, "there is one tokenizer"),

@@ -162,6 +162,9 @@ class FakeExecutor:
         results = tuple([self._compute(piece) for piece in plan.slices])
         return StepOutput(number=plan.number, results=results, seconds=self._price(plan))
 
+    def improve(self, *, idle: bool) -> bool:
+        return False
+
     def stop(self) -> None:
         self.stopped = True
 

@@ -176,10 +176,9 @@ def test_links_that_kubernetes_makes_for_a_service_called_octavo_are_not_setting
 
 
 def test_flags_of_vllm_that_need_nothing_here_are_taken_and_remarked_on() -> None:
-    loaded = load(["--enforce-eager", "--seed", "7", "--trust-remote-code", "m"], {})
+    loaded = load(["--seed", "7", "--trust-remote-code", "m"], {})
     assert loaded.settings.model == "m"
     assert [note.split()[0] for note in loaded.notes] == [
-        "--enforce-eager",
         "--seed",
         "--trust-remote-code",
     ]

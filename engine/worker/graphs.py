@@ -1,0 +1,330 @@
+"""Recorded forward passes: a step whose slices are all alike is given to a GPU in one call.
+
+Launching the kernels of a small model one by one takes the host longer than the GPU takes to run
+them. Where every slice has the same number of tokens and all of them want logits (decodes, drafts
+being verified), the sequence of kernels depends on the number of sequences only. So it is recorded
+(a CUDA graph) for some numbers, the batch is padded to the next of them, and replayed.
+
+Nobody waits for that: the server answers at once, launching kernels one by one, and graphs are
+recorded while it has nothing to do, or, while it has, for the number it needs most, now and then.
+
+What is given to `Graphed` as its recorder decides whether this is real: on a CPU steps go through
+`Eager`, which has nothing to record. The real one, `GpuRecorder`, has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..device import is_out_of_memory, release_memory
+from ..kv_cache import KVCache
+from ..models.base import Model
+
+log = logging.getLogger(__name__)
+
+Yield = tuple[Tensor, Tensor]
+"""Hidden states [tokens, hidden], and logits of `batch.logits_rows`, float32 [rows, vocab]."""
+
+LARGEST = 512  # sequences
+_SHORT = 8192  # tokens of context: the first graphs are for contexts up to this
+_LONG_ROWS = 64  # sequences of a graph for contexts of any length: with more, launches are hidden
+_OFTEN = 16  # steps that would have used a graph, until a busy server stops to record it
+_PAUSE = 1.0  # seconds between two recordings of a busy server
+_FLOOR = 512 << 20  # bytes that stay free
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """What a graph is for."""
+
+    longest: int  # tokens of context, at most
+    rows: int  # sequences, padding included
+    queries: int  # tokens of each
+
+
+def sizes(most: int) -> tuple[int, ...]:
+    """Numbers of sequences to record graphs for: 1, 2, 4, 8, then in steps that pad little, up to
+    what covers `most`."""
+    steps = (1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, LARGEST + 1, 32))
+    below = tuple(size for size in steps if size < most)
+    return (*below, *steps[len(below) : len(below) + 1])
+
+
+def keys_for(most: int, longest: int, queries: Sequence[int] = (1,)) -> tuple[Key, ...]:
+    """The graphs worth having, those first that are.
+
+    Args:
+        most: sequences that may run at the same time.
+        longest: tokens of the longest context.
+        queries: tokens of a slice that steps may be uniform in.
+    """
+    short = min(longest, _SHORT)
+    found = [Key(short, rows, count) for count in queries for rows in reversed(sizes(most))]
+    if longest > short:
+        rows_of_long = [rows for rows in reversed(sizes(most)) if rows <= _LONG_ROWS]
+        found += [Key(longest, rows, count) for count in queries for rows in rows_of_long]
+    return tuple(found)
+
+
+class Forwards(Protocol):
+    """Computes batches, and may get faster at it."""
+
+    @property
+    def recorded(self) -> int:
+        """Graphs there are."""
+
+    @property
+    def planned(self) -> int:
+        """Graphs there will be."""
+
+    def __call__(self, batch: Batch) -> Yield:
+        """Stores the batch's keys and values. What it returns is good until the next call."""
+
+    def improve(self, *, idle: bool) -> bool:
+        """Record a graph, if one is missing and this is a good moment. Returns whether any is
+        still missing."""
+
+
+class Eager:
+    """Kernel by kernel."""
+
+    recorded = planned = 0
+
+    def __init__(self, model: Model, kv: KVCache) -> None:
+        self._model = model
+        self._kv = kv
+
+    def __call__(self, batch: Batch) -> Yield:
+        hidden = self._model.forward(batch, self._kv)
+        if not len(batch.logits_rows):
+            return hidden, hidden[:0]
+        return hidden, self._model.logits(hidden[batch.logits_rows])
+
+    def improve(self, *, idle: bool) -> bool:
+        return False
+
+
+class Recording(Protocol):
+    """Work that was recorded."""
+
+    def replay(self) -> None:
+        """Do it again, on the same memory."""
+
+
+class Recorder(Protocol):
+    """Records work of a device."""
+
+    def record(self, work: Callable[[], Yield]) -> tuple[Recording, Yield]:
+        """Do the work once, so that all it needs is there; then record it. Returns the tensors
+        that each replay writes."""
+
+    def free(self) -> int:
+        """Bytes that the device has free."""
+
+
+class GpuRecorder:
+    """CUDA graphs that share one pool of memory: no two are replayed at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        # Libraries keep a workspace for each stream: warmed on the one that records.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def record(self, work: Callable[[], Yield]) -> tuple[Recording, Yield]:
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            made = work()
+        return graph, made
+
+    def free(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0]
+
+
+class StaticBatch:
+    """The memory that recorded kernels read their batch from, large enough for the largest."""
+
+    def __init__(
+        self, *, rows: int, queries: int, longest: int, block_size: int, device: torch.device
+    ) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        tokens = rows * queries
+        self._token_ids = zeros(tokens, dtype=torch.int64)
+        self._positions = zeros(tokens, dtype=torch.int64)
+        self._slots = zeros(tokens, dtype=torch.int64)
+        self._logits_rows = zeros(tokens, dtype=torch.int64)
+        self._contexts = zeros(rows, dtype=torch.int32)
+        self._tables = zeros(rows, -(-longest // block_size), dtype=torch.int32)
+        counts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._offsets = {count: counts * count for count in range(1, queries + 1)}
+
+    def of(self, key: Key) -> Batch:
+        """The part of it that a graph is recorded with."""
+        rows, tokens = key.rows, key.rows * key.queries
+        return Batch(
+            token_ids=self._token_ids[:tokens],
+            positions=self._positions[:tokens],
+            query_offsets=self._offsets[key.queries][: rows + 1],
+            context_lengths=self._contexts[:rows],
+            block_tables=self._tables[:rows],
+            slot_mapping=self._slots[:tokens],
+            logits_rows=self._logits_rows[:tokens],
+            query_lengths=(key.queries,) * rows,
+            context_lengths_host=(key.longest,) * rows,
+        )
+
+    def fill(self, key: Key, batch: Batch | None) -> None:
+        """Copy a batch there; what is left of the key's rows is padding: it stores nothing (slot
+        -1) and attends to nothing (length 0). None: padding only."""
+        rows = 0 if batch is None else len(batch.query_lengths)
+        tokens = rows * key.queries
+        if batch is not None:
+            width = batch.block_tables.shape[1]
+            pairs = (
+                (self._token_ids[:tokens], batch.token_ids),
+                (self._positions[:tokens], batch.positions),
+                (self._slots[:tokens], batch.slot_mapping),
+                (self._logits_rows[:tokens], batch.logits_rows),
+                (self._contexts[:rows], batch.context_lengths),
+                (self._tables[:rows, :width], batch.block_tables),
+            )
+            for place, given in pairs:
+                place.copy_(given, non_blocking=True)
+        if rows < key.rows:
+            end = key.rows * key.queries
+            self._slots[tokens:end].fill_(-1)
+            self._logits_rows[tokens:end].zero_()
+            self._contexts[rows : key.rows].zero_()
+
+
+class Graphed:
+    """Replays what has been recorded, and computes the rest kernel by kernel."""
+
+    def __init__(
+        self,
+        compute: Callable[[Batch], Yield],
+        recorder: Recorder,
+        keys: Sequence[Key],
+        static: StaticBatch,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._compute = compute
+        self._recorder = recorder
+        self._static = static
+        self._clock = clock
+        self._missing = list(keys)
+        self._graphs: dict[Key, tuple[Recording, Yield]] = {}
+        self._wanted: Counter[Key] = Counter()
+        self._last = float("-inf")
+        self._seconds = 0.0
+        self._shrunk = False
+        self.planned = len(self._missing)
+
+    @property
+    def recorded(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, batch: Batch) -> Yield:
+        key = self._key(batch, self._graphs)
+        if key is None:
+            wanted = self._key(batch, self._missing)
+            if wanted is not None:
+                self._wanted[wanted] += 1
+            return self._compute(batch)
+        self._static.fill(key, batch)
+        recording, (hidden, logits) = self._graphs[key]
+        recording.replay()
+        tokens = len(batch.token_ids)
+        return hidden[:tokens], logits[:tokens]
+
+    def improve(self, *, idle: bool) -> bool:
+        if not self._missing:
+            return False
+        if idle:
+            self._record(self._missing[0])
+        elif self._clock() - self._last >= _PAUSE:
+            often = [key for key, count in self._wanted.items() if count >= _OFTEN]
+            if often:
+                self._record(max(often, key=self._wanted.__getitem__))
+        return bool(self._missing)
+
+    def _key(self, batch: Batch, among: Iterable[Key]) -> Key | None:
+        """The smallest graph that fits, of those `among`."""
+        rows, tokens = len(batch.query_lengths), len(batch.token_ids)
+        if not rows or tokens % rows or len(batch.logits_rows) != tokens:
+            return None
+        queries = tokens // rows
+        if any(length != queries for length in batch.query_lengths):
+            return None
+        longest = max(batch.context_lengths_host)
+        fitting = [
+            key
+            for key in among
+            if key.queries == queries and key.rows >= rows and key.longest >= longest
+        ]
+        # Half full at least: the rest of a padded batch is computed for nothing.
+        fitting = [key for key in fitting if key.rows <= 2 * rows]
+        return min(fitting, default=None, key=lambda key: (key.rows, key.longest))
+
+    def _record(self, key: Key) -> None:
+        self._missing.remove(key)
+        self._wanted.pop(key, None)
+        if not self._graphs and self.planned == len(self._missing) + 1:
+            log.info("recording %d graphs; until then steps go kernel by kernel", self.planned)
+        if self._recorder.free() < _FLOOR:
+            self._give_up(key, f"less than {_FLOOR >> 20} MiB of the GPU's memory is free")
+            return
+        began = self._clock()
+        self._static.fill(key, None)
+        batch = self._static.of(key)
+        try:
+            with torch.inference_mode():
+                self._graphs[key] = self._recorder.record(lambda: self._compute(batch))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                self._missing.clear()
+                self.planned = len(self._graphs)
+                log.exception("graphs are not used: %s could not be recorded", key)
+            else:
+                release_memory()
+                self._give_up(key, "the GPU's memory does not suffice")
+        self._last = self._clock()
+        self._seconds += self._last - began
+        self._tell()
+
+    def _give_up(self, key: Key, why: str) -> None:
+        """Once the larger ones, then all that are missing."""
+        left = [] if self._shrunk else [k for k in self._missing if k.rows < key.rows // 2]
+        log.warning(
+            "%d graphs are not recorded, %s: such steps are computed kernel by kernel",
+            len(self._missing) - len(left) + 1,
+            why,
+        )
+        self._shrunk = True
+        self._missing = left
+        self.planned = len(self._graphs) + len(left)
+
+    def _tell(self) -> None:
+        """Progress: each quarter of the way."""
+        done = len(self._graphs)
+        if not self._missing:
+            log.info("%d graphs recorded in %.1f s of the engine's time", done, self._seconds)
+        elif done % max(1, self.planned // 4) == 0:
+            log.info("%d of %d graphs recorded", done, self.planned)
