@@ -156,21 +156,28 @@ class Runner:
             raise flight.fatal
         plan = flight.plan
         attempt = Attempt(partial(self._results, flight))
-        results = {result.sequence: result for result in attempt.results(flight.slices)}
-        if attempt.failures:
-            self._report(plan, attempt)
-        self._failed |= {sequence: results[sequence] for sequence in attempt.culprits}
+        results = attempt.results(flight.slices)
+        if attempt.failures or len(results) < len(plan.slices):
+            results = self._with_culprits(plan, attempt, results)
         began, self._landed = max(flight.began, self._landed), time.perf_counter()
         return StepOutput(
             number=plan.number,
-            results=tuple(
-                [results.get(s.sequence) or self._failed[s.sequence] for s in plan.slices]
-            ),
+            results=tuple(results),
             seconds=self._landed - began,
             attempts=attempt.count + flight.given_up,
             graphs_recorded=0 if self._forwards is None else self._forwards.recorded,
             graphs_planned=0 if self._forwards is None else self._forwards.planned,
         )
+
+    def _with_culprits(
+        self, plan: StepPlan, attempt: Attempt, results: list[SliceResult]
+    ) -> list[SliceResult]:
+        """The results of all slices of a plan, in their order, those of culprits included."""
+        by_sequence = {result.sequence: result for result in results}
+        if attempt.failures:
+            self._report(plan, attempt)
+        self._failed |= {sequence: by_sequence[sequence] for sequence in attempt.culprits}
+        return [by_sequence.get(s.sequence) or self._failed[s.sequence] for s in plan.slices]
 
     def _results(self, flight: _Flight, slices: Sequence[Slice]) -> list[SliceResult]:
         """At first what came of the launch; from then on these slices alone."""
