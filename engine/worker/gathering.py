@@ -96,6 +96,7 @@ def gather(
         logits_rows=tensors[6],
         query_lengths=tuple(counts.tolist()),
         context_lengths_host=tuple(contexts.tolist()),
+        all_logits=len(sampling) == tokens,
     )
     return Work(
         slices=slices,
