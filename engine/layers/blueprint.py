@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.kernels.memory import zeros
 from octavo.kernels.ops import AttentionPlan, Ops
 
 from ..attention.base import AttentionBackend
@@ -27,8 +26,8 @@ class Blueprint:
     quantization: QuantMethod
 
     def empty(self, *shape: int) -> Tensor:
-        """A tensor of the model's dtype, on its device, to be filled."""
-        return zeros(shape, self.dtype, self.device)
+        """An uninitialised tensor of the model's dtype, on its device."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from octavo.kernels.memory import zeros
 from octavo.kernels.ops import Ops, PackedLinear
 
 from .base import QuantTensor
@@ -22,7 +21,7 @@ class Unquantized:
     def parameters(
         self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device
     ) -> dict[str, QuantTensor]:
-        weight = zeros((outputs, inputs), dtype, device)
+        weight = torch.empty(outputs, inputs, dtype=dtype, device=device)
         tensors = {"weight": QuantTensor(tensor=weight, output_axis=0, input_axis=1)}
         if bias:
             vector = torch.empty(outputs, dtype=dtype, device=device)

@@ -107,8 +107,7 @@ class Eager:
         hidden = self._model.forward(batch, self._kv)
         if not len(batch.logits_rows):
             return hidden, hidden[:0]
-        wanted = hidden if batch.all_logits else hidden[batch.logits_rows]
-        return hidden, self._model.logits(wanted)
+        return hidden, self._model.logits(hidden[batch.logits_rows])
 
     def improve(self, *, idle: bool) -> bool:
         return False

@@ -68,8 +68,7 @@ class Completions:
         )
         visit.permit.weigh(prompts)
         check = self._desk.check_of(model)
-        if grammar := await answer_grammar(obligation, model, check):
-            params = replace(params, grammar=grammar)
+        params = replace(params, grammar=await answer_grammar(obligation, model, check))
         job = Job(
             id=answer_id("cmpl", body, tally),
             permit=visit.permit,
