@@ -24,3 +24,4 @@ class Batch:
     logits_rows: Tensor  # int64 [rows]: the rows of hidden states that want logits
     query_lengths: tuple[int, ...]
     context_lengths_host: tuple[int, ...]
+    all_logits: bool = False  # `logits_rows` are all rows, in their order

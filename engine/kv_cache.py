@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.kernels.memory import zeros
 from octavo.kernels.ops import Ops
 
 from .checkpoint import ModelConfig
@@ -46,7 +43,7 @@ class KVCache:
         shape = (2, block_size, config.kv_heads, config.head_dim)
         self.block_size = block_size
         self.layers: list[Tensor] = [
-            _zeros((num_blocks, *shape), dtype, device) for _ in range(config.layers)
+            zeros((num_blocks, *shape), dtype, device) for _ in range(config.layers)
         ]
         self._copy_blocks = ops.copy_blocks
         self._transfer = transfer_to(device)
@@ -55,7 +52,7 @@ class KVCache:
         self._swap: SwapSpace | None = None
         if stream is None:
             self.host_layers = [
-                _zeros((num_host_blocks, *shape), dtype, device) for _ in range(config.layers)
+                zeros((num_host_blocks, *shape), dtype, device) for _ in range(config.layers)
             ]
         else:
             self._swap = SwapSpace(self.layers, num_host_blocks, stream, self._transfer)
@@ -85,16 +82,3 @@ class KVCache:
         (indexes,) = self._transfer.send(np.array(pairs, dtype=np.int64))
         for here, there in zip(source, target, strict=True):
             self._copy_blocks(here, there, indexes)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On a CPU they are pages that the operating system fills when they are first touched:
-    `torch.zeros` writes them all, which takes seconds for a large cache. Large pages, where it has
-    them, were measured to make attention to a long context a tenth faster."""
-    size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size == 0:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)

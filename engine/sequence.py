@@ -41,7 +41,8 @@ class Sequence:
     promised: int = 0
     computed: int = 0
     in_flight: int = 0  # plans in flight that have a slice of it
-    stepwise: bool = False  # a step may yield several tokens: not scheduled ahead of its commit
+    overtaken: int = 0  # plans in flight whose token came with those of a plan before (forced ones)
+    stepwise: bool = False  # its next step may yield several tokens: nothing is planned ahead of it
     held: bool = False  # waits for its siblings (beam search), or for what it needs beforehand
     yields: Wants = Wants.TOKEN  # wanted of the slice that reaches its last known token
     gathering: Wants = Wants.NOTHING  # wanted of every slice: the prefix cache does not help then

@@ -18,11 +18,15 @@ from .cpu.library import levels
 from .ops import Ops
 
 
-def providers_with(cpu_kernels: str = "auto") -> Mapping[str, tuple[str, ...]]:
+def providers_with(
+    cpu_kernels: str = "auto", *, deterministic: bool = False
+) -> Mapping[str, tuple[str, ...]]:
     """Each device's providers, best first; `reference` is pure torch and runs anywhere.
 
     `cpu_kernels`: a level of `cpu/build.py`, "auto" for the best this CPU has, or "reference".
     A GPU's are Triton's (`cuda/`), which is imported only when they are resolved.
+    `deterministic`: what a sequence yields may depend on nothing else in the step, bitwise. On a
+    CPU our own kernels are so anyway.
 
     Raises:
         NotImplementedError: the CPU lacks the instructions of that level.
@@ -39,7 +43,8 @@ def providers_with(cpu_kernels: str = "auto") -> Mapping[str, tuple[str, ...]]:
             f"This CPU has no instructions for the kernels {cpu_kernels!r}, only for "
             f"{', '.join(('reference', *levels()))}."
         )
-    return MappingProxyType({"cpu": (*own, "reference"), "cuda": ("cuda", "reference")})
+    fixed = ("cuda.deterministic",) if deterministic else ()
+    return MappingProxyType({"cpu": (*own, "reference"), "cuda": (*fixed, "cuda", "reference")})
 
 
 def resolve(device: torch.device, providers: Mapping[str, tuple[str, ...]] | None = None) -> Ops:

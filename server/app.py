@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from octavo.engine.errors import ConfigError, EngineDead, OctavoError
 from octavo.version import __version__
@@ -52,6 +53,8 @@ from .text.template_worker import Renderer, TemplateWorker
 from .threads import Threads
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from octavo.engine.async_engine import AsyncEngine
 
 log = logging.getLogger(__name__)
@@ -274,6 +277,24 @@ def _signalled() -> asyncio.Event:
     return event
 
 
+class _Route(Route):
+    """A route to an endpoint that reads the request itself. FastAPI's own would look for what it
+    is to be given, which takes longer than all routing."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[Request], Awaitable[Response]],
+        methods: tuple[str, ...],
+    ) -> None:
+        super().__init__(path, endpoint)
+        self.methods = set(methods)  # HEAD only where it is listed
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return match, {**found, "route": self}
+
+
 def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     admin, models = Admin(desk, metrics), Models(desk)
     description = Description(app.title, app.version)
@@ -287,7 +308,7 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
         gives: type[Struct] | None = None,
         streams: bool = False,
     ) -> None:
-        app.add_api_route(path, endpoint, methods=list(methods), response_model=None)
+        app.router.routes.append(_Route(path, endpoint, methods))
         for method in methods:
             description.add(path, endpoint, method, takes=takes, gives=gives, streams=streams)
 

@@ -1,12 +1,12 @@
 """How long the engine's host path takes: what a step costs beside the model.
 
-    python tools/host_path.py [MODEL_FOLDER] [--sequences 64] [--json FILE]
+    python tools/host_path.py [MODEL_FOLDER] [--sequences 64] [--front-end] [--json FILE]
 
-The engine runs in this process without overlap, and the message that would go to the front
-end is encoded and sent through a socket. Timed apart: schedule and commit (as the engine itself
-counts them), the batch (all of the worker's step but the model's forward pass, its logits and the
-sampler), and the message. Times are the thread's own processor time, which neighbours on the same
-cores do not stretch as they do the clock's.
+The engine runs in this process without overlap, and the message that would go to the front end is
+encoded and sent through a socket. Timed apart: schedule and commit (all that planning takes, and
+of it the two alone), the batch (all of the worker's step but the model's forward pass, its logits
+and the sampler), and the message. Times are the thread's own processor time, which neighbours on
+the same cores do not stretch as they do the clock's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from front_path import front_end
 
 from octavo.engine.assembly import build_engine
 from octavo.engine.channel import Channel
@@ -63,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", help="default: random weights, shape 15m")
     parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--front-end", action="store_true", help="also a daemon under load")
     parser.add_argument("--json", type=Path, metavar="FILE")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -71,8 +74,10 @@ def main() -> int:
             folder = Path(made)
             make_model(SHAPES["15m"], folder)
         figures = measure(folder, chosen.sequences)
+        if chosen.front_end:
+            figures |= front_end(folder)
     for name, figure in figures.items():
-        sys.stdout.write(f"{name:<28}{figure:9.3f}\n")
+        sys.stdout.write(f"{name:<48}{figure:9.3f}\n")
     if chosen.json is not None:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         content = {**machine.described(), "sequences": chosen.sequences, "figures": figures}
@@ -134,10 +139,16 @@ def _figures(
                 arrival=time.monotonic(),
             )
         )
+    schedule, commit = Stopwatch(), Stopwatch()
+    scheduler: Any = engine.scheduler
+    scheduler.schedule = schedule.wrap(scheduler.schedule)
+    scheduler.commit = commit.wrap(scheduler.commit)
     plans, batches, messages, steps = [], [], [], []
+    schedules, commits = [], []
     seen = 0
     while not engine.idle:
-        compute.seconds = worker.seconds = 0.0
+        for watch in (compute, worker, schedule, commit):
+            watch.seconds = 0.0
         began = CLOCK()
         report = engine.step()
         stepped = CLOCK()
@@ -148,6 +159,8 @@ def _figures(
         seen += 1
         if seen <= WARM_UP_STEPS or any(delta.last for delta in report.deltas):
             continue
+        schedules.append(schedule.seconds)
+        commits.append(commit.seconds)
         plans.append(stepped - began - worker.seconds)
         batches.append(worker.seconds - compute.seconds)
         messages.append(sent - stepped)
@@ -156,6 +169,8 @@ def _figures(
         raise SystemExit("host_path: no step held all sequences; is the model's context too short?")
     parts = {
         "schedule and commit, ms": plans,
+        "  schedule alone, ms": schedules,
+        "  commit alone, ms": commits,
         "batch, ms": batches,
         "message, ms": messages,
         "host path, ms": [sum(each) for each in zip(plans, batches, messages, strict=True)],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.kernels.memory import zeros
 from octavo.kernels.ops import AttentionPlan, Ops
 
 from ..attention.base import AttentionBackend
@@ -26,8 +27,8 @@ class Blueprint:
     quantization: QuantMethod
 
     def empty(self, *shape: int) -> Tensor:
-        """An uninitialised tensor of the model's dtype, on its device."""
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        """A tensor of the model's dtype, on its device, to be filled."""
+        return zeros(shape, self.dtype, self.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo.kernels.memory import zeros
 from octavo.kernels.ops import Ops, PackedLinear
 
 from .base import QuantTensor
@@ -21,7 +22,7 @@ class Unquantized:
     def parameters(
         self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device
     ) -> dict[str, QuantTensor]:
-        weight = torch.empty(outputs, inputs, dtype=dtype, device=device)
+        weight = zeros((outputs, inputs), dtype, device)
         tensors = {"weight": QuantTensor(tensor=weight, output_axis=0, input_axis=1)}
         if bias:
             vector = torch.empty(outputs, dtype=dtype, device=device)

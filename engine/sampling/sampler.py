@@ -285,13 +285,11 @@ class Sampler:
         self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
     ) -> Tensor:
         """The chosen token id of each row, int64 [rows]."""
-        noisy = state["temperature"] > 0
         narrowed = state["narrowed"]
-        free = noisy & ~narrowed
-        if free.all():
+        if not narrowed.any():
             return self._gumbel_argmax(logits, state, positions)
-        chosen = logits.argmax(-1)
-        for members, draw in ((free, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
+        chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        for members, draw in ((~narrowed, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
             at = np.flatnonzero(members)
             if len(at):
                 place = _index(at, logits)

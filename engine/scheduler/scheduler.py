@@ -186,9 +186,7 @@ class Scheduler:
             )
             error = result.error
             if piece.wants in SAMPLES:
-                sequence.promised -= 1
-                if not result.token_ids and error is None:
-                    error = "the executor gave no token for this sequence"
+                error = error or _take_promised(sequence, result)
             search = self._roster.search(sequence)
             if error is not None:
                 deltas += search.fail(sequence, error, now)
@@ -260,7 +258,8 @@ class Scheduler:
         for sequence in self._roster.live.values():
             named = sum(p.sequence == sequence.id for plan in self._in_flight for p in plan.slices)
             assert sequence.in_flight == named, sequence
-            assert 0 <= sequence.promised <= sequence.in_flight, sequence
+            assert min(sequence.promised, sequence.overtaken) >= 0, sequence
+            assert sequence.promised + sequence.overtaken <= sequence.in_flight, sequence
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -289,3 +288,22 @@ class Scheduler:
         self._in_flight.popleft()
         self._blocks.settle(plan.number)
         self._audits.make(self._step)  # before what it computed is believed
+
+
+def _take_promised(sequence: Sequence, result: SliceResult) -> str | None:
+    """The oldest plan that promised a token of the sequence is committed; returns an error if it
+    gave none.
+
+    Where it gave several, because some were forced, those of the plans in flight are known with
+    them. Steps like this come in rows: the next is not planned before its tokens are there.
+    """
+    if sequence.overtaken:
+        sequence.overtaken -= 1
+        return None
+    sequence.promised -= 1
+    early = min(len(result.token_ids) - 1, sequence.promised)
+    if early > 0:
+        sequence.promised -= early
+        sequence.overtaken += early
+    sequence.stepwise = len(result.token_ids) > 1
+    return None if result.token_ids else "the executor gave no token for this sequence"

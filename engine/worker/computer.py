@@ -38,6 +38,12 @@ class Chosen:
     embeddings: dict[int, tuple[float, ...]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def beside_tokens(self) -> bool:
+        """Whether any slice yielded something else than one token or none."""
+        more = self.forced or self.logprobs or self.candidates or self.prompt_logprobs
+        return bool(more or self.embeddings or self.errors)
+
 
 @dataclass(slots=True, eq=False)
 class Launched:
@@ -188,13 +194,13 @@ class Computer:
         lacking = self._table.known(work.rows[wanting]) < work.contexts[wanting]
         for i in wanting[lacking].tolist():  # the step before has landed meanwhile, without a token
             chosen.errors[i] = LACKING
-        failed = [i for i in drawing.tolist() if i in chosen.errors]
-        self._table.break_promise(work.rows[failed])
-        at = [i for i in chosen.token_ids if i not in chosen.errors]
-        tokens = np.array([chosen.token_ids[i] for i in at], dtype=np.int64)
-        self._table.append(work.rows[at], tokens)
-        rows = work.rows[at]
-        histories = self._table.as_of(rows, work.contexts[at] + 1)
+        if chosen.errors:
+            fine = np.array([i not in chosen.errors for i in drawing.tolist()], dtype=np.bool_)
+            self._table.break_promise(work.rows[drawing[~fine]])
+            drawing = drawing[fine]
+        at, rows = drawing.tolist(), work.rows[drawing]
+        self._table.append(rows, np.array([chosen.token_ids[i] for i in at], dtype=np.int64))
+        histories = self._table.as_of(rows, work.contexts[drawing] + 1)
         for i, run in self._sampler.forced(rows, histories).items():
             chosen.forced[at[i]] = self._table.extend(int(rows[i]), run)
 
@@ -280,6 +286,12 @@ class Computer:
 
 def _results(slices: Sequence[Slice], work: Work, chosen: Chosen) -> list[SliceResult]:
     """In the order of the slices."""
+    if not (work.failed or chosen.beside_tokens):  # a quick way for most steps
+        tokens = chosen.token_ids
+        return [
+            SliceResult(part.sequence, (tokens[at],) if at in tokens else ())
+            for at, part in enumerate(slices)
+        ]
     by_sequence = {
         sequence: SliceResult(sequence=sequence, error=error)
         for sequence, error in work.failed.items()

@@ -14,7 +14,13 @@ from ..step import Slice, Wants
 from ..transfer import Transfer
 from .sequences import Integers, SequenceTable
 
-_POOLED = Wants.EMBEDDING | Wants.EMBEDDING_SUM
+_TOKEN = int(Wants.TOKEN)
+_KINDS = (
+    _TOKEN,
+    int(Wants.CANDIDATES),
+    int(Wants.PROMPT_LOGPROBS),
+    int(Wants.EMBEDDING | Wants.EMBEDDING_SUM),
+)
 LACKING = "an earlier step, which was to yield its last token, failed"
 
 
@@ -52,14 +58,20 @@ def gather(
     counts = np.array([part.count for part in slices], dtype=np.int64)
     contexts = np.array([part.start for part in slices], dtype=np.int64) + counts
     wants = np.array([part.wants for part in slices], dtype=np.int64)
-    sampling = np.flatnonzero(wants & Wants.TOKEN)
-    searching = np.flatnonzero(wants & Wants.CANDIDATES)
+    sampling, searching, scoring, pooling = _wanting(wants)
+    tokens = int(counts.sum())
+
+    def spread(values: Integers) -> Integers:
+        """From slices to their tokens; each has one in most steps."""
+        return values if tokens == len(slices) else np.repeat(values, counts)
+
     ends = np.cumsum(counts)
-    row_of_token = np.repeat(rows, counts)  # [tokens]
-    positions = np.arange(len(row_of_token)) + np.repeat(contexts - ends, counts)
+    row_of_token = spread(rows)  # [tokens]
+    positions = np.arange(tokens) + spread(contexts - ends)
     known = table.known(rows)
-    awaited = np.flatnonzero(positions >= np.repeat(known, counts))
-    blocks = table.block_tables[row_of_token, positions // block_size].astype(np.int64)
+    awaited = np.flatnonzero(positions >= spread(known))
+    block, offset = np.divmod(positions, block_size)
+    blocks = table.block_tables[row_of_token, block].astype(np.int64)
     width = -(-int(contexts.max(initial=0)) // block_size)
 
     tensors = transfer.send(
@@ -68,7 +80,7 @@ def gather(
         np.concatenate(([0], ends)).astype(np.int32),
         contexts.astype(np.int32),
         table.block_tables[rows, :width],
-        blocks * block_size + positions % block_size,
+        blocks * block_size + offset,
         ends[np.concatenate((sampling, searching))] - 1,
         awaited,
         row_of_token[awaited],
@@ -84,6 +96,7 @@ def gather(
         logits_rows=tensors[6],
         query_lengths=tuple(counts.tolist()),
         context_lengths_host=tuple(contexts.tolist()),
+        all_logits=len(sampling) == tokens,
     )
     return Work(
         slices=slices,
@@ -96,10 +109,19 @@ def gather(
         sampling_rows=tensors[9],
         sampling=sampling,
         searching=searching,
-        scoring=np.flatnonzero(wants & Wants.PROMPT_LOGPROBS),
-        pooling=np.flatnonzero(wants & _POOLED),
+        scoring=scoring,
+        pooling=pooling,
         failed=failed,
     )
+
+
+def _wanting(wants: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+    """Indexes of the slices that want a token, candidates, scores of the prompt, an embedding."""
+    if (wants == _TOKEN).all():  # as in most steps
+        none = np.zeros(0, np.int64)
+        return np.arange(len(wants)), none, none, none
+    sampling, searching, scoring, pooling = [np.flatnonzero(wants & kind) for kind in _KINDS]
+    return sampling, searching, scoring, pooling
 
 
 def _take_in(

@@ -107,7 +107,8 @@ class Eager:
         hidden = self._model.forward(batch, self._kv)
         if not len(batch.logits_rows):
             return hidden, hidden[:0]
-        return hidden, self._model.logits(hidden[batch.logits_rows])
+        wanted = hidden if batch.all_logits else hidden[batch.logits_rows]
+        return hidden, self._model.logits(wanted)
 
     def improve(self, *, idle: bool) -> bool:
         return False

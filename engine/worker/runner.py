@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -80,11 +80,8 @@ class Runner:
         computer: Computes,
         stream: Stream | None = None,
         forwards: Forwards | None = None,
-        *,
-        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         """`forwards`: what the computer computes with, where it may get faster."""
-        self._before_step = before_step
         self._kv = kv
         self.computer = computer
         self._stream = stream or AtOnce()
@@ -114,7 +111,6 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> None:
         """Give the device a step, or as soon as the one before has landed."""
-        self._before_step()
         before = self._flights[-1] if self._flights else None
         flight = _Flight(plan, time.perf_counter())
         self._flights.append(flight)
@@ -160,21 +156,28 @@ class Runner:
             raise flight.fatal
         plan = flight.plan
         attempt = Attempt(partial(self._results, flight))
-        results = {result.sequence: result for result in attempt.results(flight.slices)}
-        if attempt.failures:
-            self._report(plan, attempt)
-        self._failed |= {sequence: results[sequence] for sequence in attempt.culprits}
+        results = attempt.results(flight.slices)
+        if attempt.failures or len(results) < len(plan.slices):
+            results = self._with_culprits(plan, attempt, results)
         began, self._landed = max(flight.began, self._landed), time.perf_counter()
         return StepOutput(
             number=plan.number,
-            results=tuple(
-                [results.get(s.sequence) or self._failed[s.sequence] for s in plan.slices]
-            ),
+            results=tuple(results),
             seconds=self._landed - began,
             attempts=attempt.count + flight.given_up,
             graphs_recorded=0 if self._forwards is None else self._forwards.recorded,
             graphs_planned=0 if self._forwards is None else self._forwards.planned,
         )
+
+    def _with_culprits(
+        self, plan: StepPlan, attempt: Attempt, results: list[SliceResult]
+    ) -> list[SliceResult]:
+        """The results of all slices of a plan, in their order, those of culprits included."""
+        by_sequence = {result.sequence: result for result in results}
+        if attempt.failures:
+            self._report(plan, attempt)
+        self._failed |= {sequence: by_sequence[sequence] for sequence in attempt.culprits}
+        return [by_sequence.get(s.sequence) or self._failed[s.sequence] for s in plan.slices]
 
     def _results(self, flight: _Flight, slices: Sequence[Slice]) -> list[SliceResult]:
         """At first what came of the launch; from then on these slices alone."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory import zeros
 from ..ops import PackedLinear, PackLinear, PackQuantized
 from ..reference.quantized import GROUPS, quantize
 from .library import COUNT, POINTER, Function, Library, dense
@@ -67,7 +68,7 @@ def pack_quantized(library: Library) -> PackQuantized:
         units, groups = -(-outputs // _UNIT), scales.shape[1]
         steps = -(-inputs * bits // _STEP_BITS)
         unit_bytes = _UNIT * (scales.element_size() * groups + _STEP_BITS // 8 * steps)
-        packed = torch.empty(units * unit_bytes, dtype=torch.uint8)
+        packed = zeros((units * unit_bytes,), torch.uint8)
         packers[bits](values.data_ptr(), scales.data_ptr(), packed.data_ptr(), outputs, inputs)
         return _Packed(functions[bits], packed, bias, shape=weight.shape, dtype=weight.dtype)
 
@@ -129,6 +130,6 @@ def _packed(pack: Function, weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape
     step = _STEP_BITS // 8 // weight.element_size()  # inputs packed together
     padded = (-(-outputs // _UNIT) * _UNIT, -(-inputs // step) * step)
-    packed = weight if padded == (outputs, inputs) else weight.new_empty(padded)
+    packed = weight if padded == (outputs, inputs) else zeros(padded, weight.dtype)
     pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs)
     return packed

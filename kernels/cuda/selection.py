@@ -187,7 +187,7 @@ class Rows:
 
     @property
     def parts(self) -> int:
-        return triton.cdiv(self.values.shape[1], _PART)
+        return -(-self.values.shape[1] // _PART)
 
     def search(self, targets: Tensor, *, mass: bool) -> Tensor:
         """Keys of the thresholds, int64 [rows]; targets float32 [rows], 0 where none is wanted."""

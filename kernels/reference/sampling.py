@@ -75,6 +75,8 @@ def gumbel_argmax(
     positions: Tensor,
     token_ids: Tensor | None = None,
 ) -> Tensor:
+    if not temperature.any():  # no noise is needed
+        return logits.argmax(-1)
     if token_ids is None:
         token_ids = torch.arange(logits.shape[1], device=logits.device)
     noise = gumbel(seeds, positions, token_ids)

@@ -10,6 +10,7 @@ from octavo.engine.step import Timing
 
 from .record import FinishedRequest
 
+_UNASKED = SamplingParams()  # as long as the engine is asked for nothing
 _GIVEN_UP = (408, 499)  # its time was up, or nobody wanted it any more
 
 
@@ -23,7 +24,7 @@ class Tally:
     generating: bool = False  # it has come as far as the engine
     failure: BaseException | None = None  # what it ended with
     status: int | None = None  # what it ended with, where the status line had left before
-    _params: SamplingParams = field(default_factory=SamplingParams)
+    _params: SamplingParams = _UNASKED
     _prompts: int = 0
     _prompt_tokens: int = 0
     _cached_tokens: int = 0

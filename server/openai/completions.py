@@ -68,7 +68,8 @@ class Completions:
         )
         visit.permit.weigh(prompts)
         check = self._desk.check_of(model)
-        params = replace(params, grammar=await answer_grammar(obligation, model, check))
+        if grammar := await answer_grammar(obligation, model, check):
+            params = replace(params, grammar=grammar)
         job = Job(
             id=answer_id("cmpl", body, tally),
             permit=visit.permit,

@@ -76,13 +76,14 @@ async def prepare_turn(
     check_context(prompt, max_tokens, context, "messages")
     visit.permit.weigh([prompt])
     manner = manner_of(obligation, model, template, prompt)
-    grammar = await answer_grammar(obligation, model, desk.check_of(model), manner)
+    if grammar := await answer_grammar(obligation, model, desk.check_of(model), manner):
+        params = replace(params, grammar=grammar)
     job = Job(
         id=answer_id,
         permit=visit.permit,
         model=model,
         prompts=[prompt],
-        params=replace(params, grammar=grammar),
+        params=params,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
     )

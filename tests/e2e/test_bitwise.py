@@ -16,14 +16,15 @@ from .prompts import mixed_prompts
 PARAMS = SamplingParams(max_tokens=24, temperature=0, logprobs=3, ignore_eos=True)
 KV_BYTES_PER_TOKEN = 6 * 2 * 2 * 64 * 2  # layers, key and value, heads, head_dim, bfloat16
 WAYS: dict[str, dict[str, Any]] = {
-    "a crowd": {},
+    "a crowd": {"overlap": "on"},
     "chunks of 16, blocks of 8": {"max_num_batched_tokens": 16, "block_size": 8},
-    "chunks of 50": {"max_num_batched_tokens": 50},
+    "chunks of 50": {"max_num_batched_tokens": 50, "overlap": "on"},
     "no prefix cache, in step": {"prefix_caching": False, "overlap": "off", "block_size": 32},
     "a tight cache": {
         "kv_memory": 1100 * KV_BYTES_PER_TOKEN * 2,
         "swap_space": 64 << 20,
         "preemption": "swap",
+        "overlap": "on",
     },
 }
 

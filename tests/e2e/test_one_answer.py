@@ -73,7 +73,8 @@ def alone() -> Iterator[Tokens]:
 @pytest.mark.parametrize("budget", [16, 64, 2048])
 @pytest.mark.parametrize("block_size", [8, 16, 32])
 def test_in_a_crowd(alone: Tokens, block_size: int, budget: int) -> None:
-    with model(block_size=block_size, max_num_batched_tokens=budget) as llm:
+    settings = {"block_size": block_size, "max_num_batched_tokens": budget, "overlap": "on"}
+    with model(**settings) as llm:
         assert answers(llm, PROMPTS, PARAMS) == alone
         stats = llm.stats
     assert stats.blocks_copied > 0

@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from octavo.engine.sequence import NOWHERE, Sequence
 from octavo.engine.step import Slice, SliceResult, Wants
 
 from ..fakes.executor import FakeExecutor, PagingFault
+from ..fakes.readers import Readers
 from .loop import Loop, request
 from .test_blocks import SIZE, compute, make_manager, make_sequence
 
@@ -151,6 +153,10 @@ def test_what_was_leaked_waits_for_the_plans_in_flight() -> None:
 
 class Device(FakeExecutor):
     """Computes nonsense where a strict fake would complain: so does a real device."""
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.readers = Readers(self.capacity.block_size, lambda complaint: None)
 
     def _compute(self, piece: Slice) -> SliceResult:
         try:

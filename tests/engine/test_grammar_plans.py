@@ -1,5 +1,6 @@
-"""Planning for sequences with a grammar: a step may yield several tokens, so that they are not
-scheduled ahead; they wait until their grammar is compiled; nothing changes what they say.
+"""Planning for sequences with a grammar: a step may yield several tokens, also those of the step
+that is in flight behind it; they wait until their grammar is compiled; nothing changes what they
+say.
 
 To the fake executor a grammar only makes some tokens forced: the answers must be those of the same
 requests without one.
@@ -7,6 +8,8 @@ requests without one.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -51,18 +54,32 @@ def test_what_was_forced_is_computed_with_the_next_token_in_one_slice() -> None:
     assert len(pieces) < 40
 
 
-def test_only_who_samples_one_token_a_step_is_scheduled_ahead() -> None:
+def test_who_samples_one_token_a_step_is_scheduled_ahead() -> None:
+    """The first step, and one behind a step with a run, may bring a run: then nothing is drawn
+    ahead of it."""
     loop = Loop(depth=1)
-    free = replace(BOUND, grammar=None)
-    loop.add(request("bound", [5], sampling=BOUND), request("free", [6], sampling=free))
-    first, second = loop.plan(), loop.plan()
-    assert first is not None and len(first.slices) == 2
-    assert second is not None
-    assert [piece.sequence for piece in second.slices] == [first.slices[1].sequence]
-    loop.land()
-    third = loop.plan()
-    assert third is not None
-    assert first.slices[0].sequence in {piece.sequence for piece in third.slices}
+    loop.add(request("a", [5, 6, 7], sampling=replace(BOUND, max_tokens=200)))
+    (sequence,) = loop.scheduler._roster.live.values()
+    seen: Counter[tuple[bool, int]] = Counter()
+    while loop.scheduler.has_work:
+        while len(loop.in_flight) <= loop.depth and loop.plan() is not None:
+            pass
+        seen[sequence.stepwise, sequence.promised] += 1
+        loop.land()
+    loop.check_idle()
+    assert seen[False, 2] > 3, "nothing was gained"
+    assert seen[True, 1] > 3
+    assert seen[True, 2] == 0
+
+
+def test_a_step_behind_a_run_computes_and_draws_nothing_twice() -> None:
+    loop = Loop(depth=1)
+    loop.run(request("a", [5, 6, 7], sampling=BOUND))
+    pieces = [piece for plan in loop.executor.plans for piece in plan.slices]
+    assert [piece.start for piece in pieces] == [
+        *itertools.accumulate([piece.count for piece in pieces[:-1]], initial=0)
+    ]
+    assert max(piece.count for piece in pieces[1:]) > 1
 
 
 def test_a_long_prompt_is_chunked_ahead() -> None:

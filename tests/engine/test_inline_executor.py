@@ -125,9 +125,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(tmp_path
 
 
 def test_stop_can_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
-    executor = InlineExecutor(tiny_config(tmp_path))
+    executor = InlineExecutor(tiny_config(tmp_path, overlap="on"))
     executor.stop()
-    executor = InlineExecutor(tiny_config(tmp_path))
+    executor = InlineExecutor(tiny_config(tmp_path, overlap="on"))
     executor.start(quiet)
     executor.submit(plan(0, 0))
     executor.stop()
@@ -161,7 +161,8 @@ def test_threads_are_set_where_the_computing_is_done(
         return forward(self, batch, kv)
 
     monkeypatch.setattr(Llama, "forward", watched)
-    executor = InlineExecutor(tiny_config(tmp_path, threads=2, cpu_kernels="reference"))
+    config = tiny_config(tmp_path, threads=2, cpu_kernels="reference", overlap="on")
+    executor = InlineExecutor(config)
     executor.start(quiet)
     executor.submit(plan(0, 0))
     executor.collect()

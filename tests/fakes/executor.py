@@ -20,6 +20,8 @@ from octavo.engine.executor.base import Capacity, Progress
 from octavo.engine.params import PoolingKind, Request, SamplingParams
 from octavo.engine.step import Slice, SliceResult, StepOutput, StepPlan, TokenLogprobs, Wants
 
+from .readers import Readers
+
 Script = Callable[[tuple[int, ...]], tuple[int, ...] | None]
 """Prompt ids to the output ids to produce (then end-of-sequence), or None for the hash."""
 
@@ -53,6 +55,10 @@ def pooled(request: Request) -> tuple[float, ...]:
 
 class PagingFault(AssertionError):
     """The planner sent a plan whose cells, tables or histories do not fit together."""
+
+
+def _complain(sentence: str) -> None:
+    raise PagingFault(sentence)
 
 
 @dataclass(slots=True)
@@ -126,6 +132,7 @@ class FakeExecutor:
         self._sequences: dict[int, _Known] = {}
         self._lost: set[int] = set()  # sequences that failed: their state is not known
         self._queue: deque[StepPlan] = deque()
+        self.readers = Readers(block_size, _complain)
 
     # --- Executor ------------------------------------------------------------------------------
 
@@ -141,11 +148,13 @@ class FakeExecutor:
             raise RuntimeError("the fake executor is dead")
         if plan.number != len(self.plans):
             raise PagingFault(f"plan {plan.number} is out of order")
+        self.readers.submit(plan)
         self.plans.append(plan)
         self._queue.append(plan)
 
     def collect(self) -> StepOutput:
         plan = self._queue.popleft()
+        self.readers.collect()
         if self.dead or self.stopped:
             raise RuntimeError("the fake executor is dead")
         if self.failing_steps > 0:
@@ -207,7 +216,8 @@ class FakeExecutor:
         token_ids: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] = ()
         candidates: tuple[tuple[int, float], ...] = ()
-        if piece.wants & Wants.TOKEN:
+        forced_before = piece.start + piece.count < len(sequence.token_ids)
+        if piece.wants & Wants.TOKEN and not forced_before:
             token = self._sample(sequence, context)
             token_ids = (token,)
             if params.logprobs is not None:

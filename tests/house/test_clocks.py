@@ -8,6 +8,7 @@ from .source import modules
 
 # Who may ask what time it is, and what for.
 WALL_CLOCK = {
+    "octavo.server.observe.families": "`_created` of histograms, as Prometheus defines it",
     "octavo.server.openai.desk": "`created` of answers",
     "octavo.server.text.template_sandbox": "today's date, for templates that tell it",
 }

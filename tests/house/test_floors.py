@@ -94,7 +94,8 @@ def allowed(importer: str, target: str) -> bool:
 
 def _engine_may(importer: str, here: str, target: str, other: str, there: str) -> bool:
     if other == "kernels":
-        return here in {r for rooms in COMPUTE for r in rooms} and there in ("ops", "registry", "")
+        rooms = {room for rooms in COMPUTE for room in rooms}
+        return here in rooms and there in ("ops", "registry", "memory", "")
     if other != "engine":
         return False
     if here in WORDS:

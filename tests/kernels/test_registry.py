@@ -50,6 +50,16 @@ def test_a_gpu_has_every_op_and_its_own_for_what_each_layer_does() -> None:
     registry.resolve(torch.device("cuda"))
 
 
+def test_a_deterministic_gpu_multiplies_and_attends_otherwise() -> None:
+    pytest.importorskip("triton")
+    gpu = torch.device("cuda")
+    free = registry.explain(gpu)
+    fixed = registry.explain(gpu, registry.providers_with(deterministic=True))
+    changed = {op for op in free if free[op] != fixed[op]}
+    assert changed == {"pack_linear", "plan_attention"}
+    assert {fixed[op] for op in changed} == {"cuda.deterministic"}
+
+
 def test_the_first_provider_that_has_an_op_gives_it(
     provide: Callable[[str, dict[str, Callable[..., Any]]], None],
 ) -> None:

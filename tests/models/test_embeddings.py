@@ -26,8 +26,8 @@ PRESSED = {"kv_memory": 22 * BLOCK_BYTES, "max_num_batched_tokens": 16}
 WAYS = {
     "as by default": {},
     "one after the other": {"max_num_seqs": 1, "overlap": "off", "prefix_caching": False},
-    "chunked": {"block_size": 8, "max_num_batched_tokens": 16},
-    "recomputed": {**PRESSED, "preemption": "recompute"},
+    "chunked": {"block_size": 8, "max_num_batched_tokens": 16, "overlap": "on"},
+    "recomputed": {**PRESSED, "preemption": "recompute", "overlap": "on"},
     "swapped": {**PRESSED, "preemption": "swap", "swap_space": 300 * BLOCK_BYTES},
 }
 FAMILIES = (

@@ -25,6 +25,7 @@ NEW_TOKENS = 24
 BLOCK_BYTES = 6 * 2 * 16 * 2 * 64 * 4  # of 16 tokens of the bundled model in float32
 WAYS = {
     "as by default": {},
+    "one step ahead": {"overlap": "on"},
     "one after the other": {"max_num_seqs": 1, "overlap": "off", "prefix_caching": False},
     "small blocks, small budget": {"block_size": 8, "max_num_batched_tokens": 16, "overlap": "off"},
     "all swapped": {
@@ -33,8 +34,9 @@ WAYS = {
         "kv_memory": 34 * BLOCK_BYTES,
         "swap_space": 300 * BLOCK_BYTES,
         "preemption": "swap",
+        "overlap": "on",
     },
-    "all recomputed": {"kv_memory": 34 * BLOCK_BYTES, "preemption": "recompute"},
+    "all recomputed": {"kv_memory": 34 * BLOCK_BYTES, "preemption": "recompute", "overlap": "on"},
 }
 SAMPLED = (
     SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2),

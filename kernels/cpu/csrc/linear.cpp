@@ -19,9 +19,8 @@ namespace {
 
 // Of a panel, with few tiles of rows, which read it faster than memory gives it: 24 KiB, that the
 // first-level cache fetches ahead. With many: 96 KiB, and half as many visits to sums in memory.
-constexpr int64_t kFewTiles = 4, kBlockSteps = 96, kLargeBlockSteps = 384;
-constexpr int64_t kBlockRows = 192;   // rows of x in a task
-constexpr int64_t kReadAhead = 6144;  // bytes
+constexpr int64_t kBlockSteps = 96, kLargeBlockSteps = 384;
+constexpr int64_t kBlockRows = 192;  // rows of x in a task
 
 // How a step is multiplied: `X` is what rows of x are stored as for that, `kRows` and `kUnits` the
 // largest tile whose sums and operands fit the registers.

@@ -13,6 +13,10 @@ constexpr int kPanelUnits = 4;                 // units of a panel
 constexpr int kPanel = kPanelUnits * kUnit;    // outputs of a panel
 constexpr int64_t kUnitBytes = 64;             // of a unit in one step
 
+// How weights are fetched: bytes ahead of a lone tile of rows, which meets them first; and the tiles
+// from which on one line of each step from each tile is enough to fetch the next block.
+constexpr int64_t kReadAhead = 4096, kFewTiles = 4;
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -18,7 +18,6 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kBlockRows = 96;
-constexpr int64_t kReadAhead = 8192;  // bytes
 constexpr float kNothing = 1e-30f;
 
 // `kBlockGroups` of a panel stay in the first-level cache while tile after tile of rows is multiplied
@@ -248,7 +247,7 @@ void add_units(Tile<Bits> tile, int rows, int units, int64_t number, int64_t til
   if (tiles == 1) return add_rows<Bits, 4, 4>(tile, rows);
   const Cut<Bits>& cut = tile.x.cut;
   tile.ahead = tile.width * (cut.bytes_to(tile.end_group) - cut.bytes_to(tile.first_group));
-  if (tiles < 4) {
+  if (tiles < kFewTiles) {
     tile.ahead += number % 2 * 2 * kUnitBytes;
     return add_rows<Bits, 4, 2>(tile, rows);
   }

@@ -152,14 +152,24 @@ int64_t draw(const float* logits, int64_t columns, float temperature, const Key&
   return close && temperature != 0.0f ? -1 : best.column;
 }
 
-// Greedy: the first of the largest.
+// Greedy: the first of the largest. Where it is, is looked for in the block that has it.
 int64_t first_largest(const float* logits, int64_t columns) {
-  Lanes most = all(-kInfinity);
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) most = max(most, load(logits + c));
-  float highest = largest(most);
-  for (; c < columns; ++c) highest = std::max(highest, logits[c]);
-  for (c = 0; c < columns; ++c) {
+  constexpr int64_t kBlock = 512;
+  float highest = -kInfinity;
+  int64_t block = 0;
+  for (int64_t begin = 0; begin < columns; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, columns);
+    Lanes most = all(-kInfinity);
+    int64_t c = begin;
+    for (; c + kLanes <= end; c += kLanes) most = max(most, load(logits + c));
+    float here = largest(most);
+    for (; c < end; ++c) here = std::max(here, logits[c]);
+    if (here > highest) {
+      highest = here;
+      block = begin;
+    }
+  }
+  for (int64_t c = block; c < columns; ++c) {
     if (logits[c] == highest) return c;
   }
   return 0;

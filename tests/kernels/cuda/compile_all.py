@@ -24,6 +24,7 @@ from octavo.kernels.cuda import (
     activation,
     attention,
     cache,
+    matmul,
     narrowing,
     norm,
     projected,
@@ -51,6 +52,7 @@ def variants() -> Iterator[Variant]:
             types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
             constants = {"ADD": add, "BLOCK": 4096, "UPCAST": False}
             yield f"norm {dtype} add={add}", norm.rms_norm_kernel, types, constants, 8
+        yield from _matmul(dtype)
         types = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32"}
         yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}, 4
         types = dict.fromkeys(("x", "cosine", "sine", "out"), f"*{dtype}")
@@ -73,6 +75,20 @@ def variants() -> Iterator[Variant]:
     for gather, scatter in ((True, False), (False, True)):
         constants = {"GATHER": gather, "SCATTER": scatter, "BLOCK": 4096}
         yield f"move gather={gather}", cache.move_blocks_kernel, types, constants, 4
+
+
+def _matmul(dtype: str) -> Iterator[Variant]:
+    types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{dtype}")
+    integers = ("rows", "outputs", "inputs", "x_stride", "weight_stride")
+    types |= dict.fromkeys(integers, "i32")
+    for rows in (1, 512):
+        tile, warps = matmul.tile_rows(rows)
+        shape = {"ROWS": tile, "OUTPUTS": 128, "INPUTS": 64, "BAND": 8}
+        for wide in (False, True):
+            constants = {**shape, "BIASED": not wide, "UPCAST": False}
+            with_out = types | ({"out": "*fp32"} if wide else {})
+            name = f"matmul of prompt {dtype} tile={tile} wide={wide}"
+            yield name, matmul.matmul_kernel, with_out, constants, warps
 
 
 def _step() -> Iterator[Variant]:
@@ -199,7 +215,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
         for at, name in enumerate(names)
         if signature[name].startswith("*")
         or (name.endswith("_stride") and name != "table_stride")
-        or name in ("x_token", "x_head", "size")
+        or name in ("x_token", "x_head", "size", "inputs", "outputs")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", capability, 32)
