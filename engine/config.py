@@ -38,6 +38,6 @@ class EngineConfig:
     overlap: str = "auto"  # auto | on | off: the next step is planned while one computes
     # What is to go wrong on purpose, in tests only (engine/faults/fault.py).
     test_fault: tuple[str, ...] = ()
-    threads: int | None = None  # None: one less than the cores the container may use
+    threads: int | None = None  # None: as many as there are cores, or one less
     pin_threads: bool = False  # tie each computing thread to a core of its own
     cpu_kernels: str = "auto"  # auto | reference | avx2 | avx512 | avx512_bf16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
+from .cores import Cores, cpu_seconds_of
 from .graphs import Eager, Forwards, GpuRecorder, Graphed, Key, StaticBatch, keys_for
 from .ledger import allocated
 from .measuring import take_stock
@@ -82,11 +84,13 @@ def launch(
     memory = None if gpu is not None else _plan(config, numbers, dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device, providers)
-    # One core is left to the front end and the planner. With both of two computing, the bundled
-    # model made no more tokens under overload, and refusals took several times as long. A large
-    # model that is alone may gain by --threads: one core reads half of what memory gives.
-    threads = config.threads or max(1, available_cores() - 1)
-    ops.set_threads(threads, pin=config.pin_threads)
+    threads = config.threads or available_cores()
+    cores = Cores(
+        least=config.threads or max(1, threads - 1),
+        most=threads,
+        front_end=cpu_seconds_of(os.getppid()),
+        set_threads=partial(ops.set_threads, pin=config.pin_threads),
+    )
     model = load_model(
         config.model,
         dtype=dtype,
@@ -174,7 +178,7 @@ def launch(
         itl_target_seconds=inter_token_target(device),
         overlap=int(overlaps(config.overlap, device)),
     )
-    return Runner(kv, computer, stream, forwards), capacity
+    return Runner(kv, computer, stream, forwards, before_step=cores.look), capacity
 
 
 def _ops(

@@ -230,7 +230,8 @@ class Settings:
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,
         "Compute",
-        "Threads that compute. `auto`: one less than the cores that the container may use.",
+        "Threads that compute. `auto`: as many as the container may use cores, one less while the "
+        "front end is busy.",
     )
     pin_threads: bool = setting(
         kinds.switch(),
