@@ -11,7 +11,7 @@ NODE   := tests/clients/node
 # One thread a test process: the tests are many small ones.
 TEST   := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-.PHONY: help serve test test-all drills soak clients check format goals train clean
+.PHONY: help serve test test-all drills soak clients check format goals gpu-check train clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 14
@@ -45,6 +45,9 @@ format: $(VENV)/.test-ready   ## let ruff format and mend what it can
 goals: $(VENV)/.serve-ready   ## measure octavo against its goals and peers (ARGS="--llama-server ... --vllm-python ...", loadtest/peers.md)
 	$(BIN)/python tools/host_path.py --json .bench/host-path.json
 	$(BIN)/octavo bench goals --host-path .bench/host-path.json --json loadtest/results/goals.json --html .bench/goals.html --svg loadtest/results/goals.svg $(ARGS)
+
+gpu-check: $(VENV)/.test-ready  ## on a GPU host: is every kernel right, how fast is it all (BLOCK=kernels|steps|bench|server)
+	$(BIN)/python -m tools.gpu_check $(addprefix --block ,$(BLOCK)) $(ARGS)
 
 train: $(VENV)/.test-ready    ## train the bundled model pair (hours; resumes where it stopped)
 	$(BIN)/python tools/train_bundled.py $(ARGS)

@@ -1,0 +1,163 @@
+"""The GPU's checks without a GPU: they say so, fall over nothing, and judge as they should."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
+        del sys.modules[name]
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(f"tools.gpu_check.{name}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("block", ["kernels", "steps", "bench", "server"])
+def test_without_a_gpu_a_block_says_so(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    assert module("__main__").alone(block, "cuda", path) == 0
+    entries = json.loads(path.read_text())
+    assert entries["block"]["not_run"].startswith("no CUDA device: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_no_goal_is_claimed() -> None:
+    reason = {"block": {"not_run": "no CUDA device"}}
+    rows = module("goals").verdicts(dict.fromkeys(("kernels", "steps", "bench", "server"), reason))
+    assert len(rows) == len(module("goals").GOALS) + 1
+    assert all(
+        figure == "-" and verdict.startswith("not run: ") for *_, figure, verdict in rows[1:]
+    )
+
+
+def test_goals_are_met_missed_or_not_run_with_the_reason_that_is_known() -> None:
+    blocks = {
+        "bench": {
+            "nano-vllm's load, qwen3-0.6b": {"value": 22_000.0, "unit": "tokens/s", "share": 0.61},
+            "HF generate, batches of 64, qwen3-0.6b": {"value": 1000.0, "unit": "tokens/s"},
+            "HF continuous batching": {"failed": "AttributeError: no"},
+        },
+        "steps": {"llama-3.1-8b: a step of 1 at 1000": {"value": 9.0, "unit": "ms", "share": 0.5}},
+        "kernels": {"times: flash3": {"not_run": "FlashAttention-3 is not installed"}},
+    }
+    judged = {row[0]: row[2:] for row in module("goals").verdicts(blocks)}
+    assert judged["nano-vllm's load, Qwen3-0.6B: share of the floor"] == ("0.61", "met")
+    assert judged["against HF generate, 0.6B, times"] == ("22", "met")
+    assert judged["8B decode step at 1k, share of the floor, B=1"] == ("0.5", "MISSED")
+    assert judged["against HF continuous batching, 0.6B, times"] == (
+        "-",
+        "not run: AttributeError: no",
+    )
+    assert "no such figure" in judged["0.6B decode step, B=1, ms"][1]
+    slower = {"steps": {"qwen3-0.6b: a step of 1 at 1000": {"value": 1.2, "unit": "ms"}}}
+    judged = {row[0]: row[3] for row in module("goals").verdicts(slower)}
+    assert judged["0.6B decode step, B=1, ms"] == "MISSED"
+
+
+def test_the_load_and_its_floor_are_those_that_are_published() -> None:
+    """nano-vllm's own numbers of tokens, and the floor worked out for 4.3 TB/s and 790 TFLOP/s."""
+    bench = module("bench")
+    given, outputs = bench.nano_load(False, 151_936)
+    assert (sum(map(len, given)), sum(outputs)) == (142_827, 133_966)
+    lengths = [(len(prompt), length) for prompt, length in zip(given, outputs, strict=True)]
+    least = bench.floor_seconds("qwen3-0.6b", lengths, 4.3e12, 790e12)
+    assert least == pytest.approx(3.7, abs=0.15)
+
+
+def test_shapes_have_the_published_sizes() -> None:
+    models = module("models")
+    assert models.weight_bytes_read("qwen3-0.6b") == pytest.approx(1.19e9, rel=0.01)
+    assert models.weight_bytes_read("llama-3.1-8b") == pytest.approx(15.0e9, rel=0.01)
+    assert models.kv_bytes_per_token("qwen3-0.6b") == 112 << 10
+    assert models.kv_bytes_per_token("llama-3.1-8b") == 128 << 10
+
+
+def test_what_goes_wrong_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    module_ = module("report")
+    report = module_.Report(tmp_path / "found.json")
+
+    def broken() -> None:
+        raise ValueError("of no use")
+
+    def lacking() -> None:
+        raise module_.Missing("the package x is not installed")
+
+    report.attempt("first", broken)
+    report.attempt("second", lacking)
+    report.figure("third", 2.0, "ms", share=0.5, of="the floor")
+    report.check("fourth", False, "1 of 2")
+    found = json.loads(report.path.read_text())
+    assert found["first"]["failed"] == "ValueError: of no use"
+    assert found["second"] == {"not_run": "the package x is not installed"}
+    assert module_.told(found["third"]) == "2 ms (0.50 of the floor)"
+    assert module_.told(found["fourth"]) == "WRONG 1 of 2"
+
+
+def test_a_block_that_is_killed_has_told_what_it_had_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = module("__main__")
+
+    def killed(command: list[str], **_: object) -> None:
+        out = Path(command[command.index("--json") + 1])
+        module("report").Report(out).figure("early", 1.0, "s")
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(main.subprocess, "run", killed)
+    entries = main._in_a_process("kernels", "cuda", tmp_path / "all.json")
+    assert entries["early"] == {"value": 1.0, "unit": "s"}
+    assert "it was ended after" in entries["block"]["failed"]
+
+
+def test_a_package_that_is_absent_can_be_imported_from_but_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module("absent").stand_in("no_such_package", "no_such_package.inner", "json")
+    try:
+        from no_such_package import Thing  # type: ignore[import-not-found]
+        from no_such_package.inner import Other  # type: ignore[import-not-found]
+
+        for absent in (Thing, Other):
+            with pytest.raises(ModuleNotFoundError, match="is not installed"):
+                absent(1)
+        assert json.loads("1") == 1
+    finally:
+        del sys.modules["no_such_package"], sys.modules["no_such_package.inner"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton does not interpret beside a GPU")
+def test_all_blocks_run_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    path = tmp_path / "found.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.gpu_check", "--device", "cpu", "--json", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    blocks = json.loads(path.read_text())["blocks"]
+    assert set(blocks) == {"kernels", "steps", "bench", "server"}
+    assert all(blocks[block] and "block" not in blocks[block] for block in blocks)
+    assert blocks["steps"]["right: crowds"]["passed"]
+    assert "no goal is judged" in done.stdout

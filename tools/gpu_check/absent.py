@@ -1,0 +1,30 @@
+"""Packages that only constrained answers need, and a bare GPU host may lack."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+
+def stand_in(*names: str) -> None:
+    """Modules for those of `names` that are not installed: importing from them works, calling what
+    was imported does not."""
+    for name in names:
+        root = name.partition(".")[0]
+        if root in sys.modules and not isinstance(sys.modules[root], _Absent):
+            continue
+        if root not in sys.modules and importlib.util.find_spec(root) is not None:
+            continue
+        sys.modules[name] = _Absent(name)
+
+
+class _Absent(ModuleType):
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": _refuse})
+
+
+def _refuse(self: object, *_: object, **__: object) -> None:
+    raise ModuleNotFoundError(f"the package that {type(self).__name__} is from is not installed")

@@ -1,0 +1,82 @@
+"""What the blocks found: figures, checks, and what was not run and why. JSON, kept as it comes."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a block is to do. `small`: sizes that an interpreter on a CPU can bear."""
+
+    device: str
+    small: bool
+    seconds: float  # that the block may take
+
+
+@dataclass(slots=True)
+class Report:
+    """Entries of one block by name; saved after each, so that a killed block has told what it had
+    found."""
+
+    path: Path
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def figure(
+        self, name: str, value: float, unit: str, *, share: float | None = None, of: str = ""
+    ) -> None:
+        """A measured value. `share`: of the ceiling that `of` names."""
+        entry: dict[str, Any] = {"value": value, "unit": unit}
+        if share is not None:
+            entry |= {"share": share, "of": of}
+        self._keep(name, entry)
+
+    def check(self, name: str, passed: bool, told: str = "") -> None:
+        self._keep(name, {"passed": bool(passed), "told": told})
+
+    def not_run(self, name: str, reason: str) -> None:
+        self._keep(name, {"not_run": reason})
+
+    def attempt(self, name: str, work: Callable[[], None]) -> None:
+        """Do the work; what goes wrong is told under its name, and the rest goes on."""
+        try:
+            work()
+        except Missing as reason:
+            self.not_run(name, str(reason))
+        except Exception as error:
+            trace = traceback.format_exc(limit=-4)
+            self._keep(name, {"failed": f"{type(error).__name__}: {error}", "trace": trace})
+
+    def _keep(self, name: str, entry: dict[str, Any]) -> None:
+        self.entries[name] = entry
+        self.path.write_text(json.dumps(self.entries, indent=1) + "\n", "utf-8")
+        print(f"  {name}: {told(entry)}", flush=True)
+
+
+class Missing(Exception):
+    """Something that is not installed or not there: its message says what."""
+
+
+def told(entry: dict[str, Any]) -> str:
+    """One line about an entry."""
+    if "not_run" in entry:
+        return f"not run: {entry['not_run']}"
+    if "failed" in entry:
+        return f"FAILED: {entry['failed']}"
+    if "passed" in entry:
+        verdict = "ok" if entry["passed"] else "WRONG"
+        return f"{verdict} {entry['told']}".rstrip()
+    text = f"{entry['value']:.4g} {entry['unit']}"
+    return f"{text} ({entry['share']:.2f} of {entry['of']})" if "share" in entry else text
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns one below the other; the first row is their names."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,0 +1,164 @@
+"""Block `steps`: tiny models against the CPU, graphs, overlap, crowds; step times of large ones."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .ceilings import Ceilings, measure
+from .models import SHAPES, Offline, folder_of, kv_bytes_per_token, prompts, weight_bytes_read
+from .report import Missing, Options, Report
+
+_TINY = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "kv_memory": 8 << 20}
+
+
+def run(options: Options, report: Report) -> None:
+    device = torch.device(options.device)
+    with tempfile.TemporaryDirectory() as parent:
+        checks = _Checks(options, report, folder_of("tiny", Path(parent)))
+        for work in (checks.against_the_cpu, checks.graphs, checks.overlap, checks.crowds):
+            report.attempt(f"right: {work.__name__}", work)
+        ceilings = measure(device, small=options.small)
+        for shape in ("tiny",) if options.small else ("qwen3-0.6b", "llama-3.1-8b"):
+            folder = folder_of(shape, Path(parent))
+            report.attempt(
+                f"steps of {shape}",
+                lambda s=shape, f=folder: _steps(s, f, options, ceilings, report),
+            )
+
+
+class _Checks:
+    """The tokens of a few requests, whichever way they are computed."""
+
+    def __init__(self, options: Options, report: Report, folder: Path) -> None:
+        self._options, self._report, self._folder = options, report, folder
+        # Without a GPU its kernels run on host memory, in Triton's interpreter.
+        self._providers = {options.device: ("cuda", "reference")}
+
+    def against_the_cpu(self) -> None:
+        expected = self._tokens(device="cpu", providers={"cpu": ("reference",)}, dtype="float32")
+        got = self._tokens(dtype="float32")
+        self._report.check("right: against_the_cpu", got == expected, _same(got, expected))
+
+    def graphs(self) -> None:
+        if self._options.device == "cpu":
+            raise Missing("graphs are a GPU's")
+        expected = self._tokens(enforce_eager=True)
+        got = self._tokens(record=True)
+        self._report.check("right: graphs", got == expected, _same(got, expected))
+
+    def overlap(self) -> None:
+        expected, got = self._tokens(overlap="off"), self._tokens(overlap="on")
+        self._report.check("right: overlap", got == expected, _same(got, expected))
+
+    def crowds(self) -> None:
+        """Each request alone, and among the others."""
+        together = self._tokens()
+        alone = {}
+        for number in range(self._count):
+            alone |= self._tokens(only=number)
+        self._report.check("right: crowds", alone == together, _same(alone, together))
+
+    @property
+    def _count(self) -> int:
+        return 3 if self._options.small else 6
+
+    def _tokens(
+        self, *, only: int | None = None, record: bool = False, **settings: Any
+    ) -> dict[str, list[int]]:
+        settings = {"device": self._options.device, "providers": self._providers} | settings
+        engine = Offline(self._folder, **_TINY, **settings)
+        try:
+            if record:
+                engine.record_graphs()
+            length = 6 if self._options.small else 40
+            vocab = SHAPES["tiny"]["vocab_size"]
+            for number, prompt in enumerate(prompts(self._count, 3, 50, vocab=vocab)):
+                if only in (None, number):
+                    engine.add(
+                        f"r{number}", prompt, seed=number, max_tokens=length,
+                        temperature=0.9 * (number % 2), top_p=0.9 if number % 4 == 3 else 1.0,
+                    )  # fmt: skip
+            engine.run()
+            return engine.tokens
+        finally:
+            engine.close()
+
+
+def _same(got: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
+    different = [name for name in expected if got.get(name) != expected[name]]
+    return f"{len(expected) - len(different)} of {len(expected)} requests have the same tokens"
+
+
+def _steps(shape: str, folder: Path, options: Options, ceilings: Ceilings, report: Report) -> None:
+    """Decoding steps at several batches and contexts of 1000 tokens, and one long prompt."""
+    small = options.small
+    context, batches, long = (40, (1, 2), 60) if small else (1000, (1, 32, 256), 8192)
+    engine = Offline(
+        folder,
+        device=options.device,
+        providers={options.device: ("cuda", "reference")} if small else None,
+        max_num_seqs=max(batches),
+        max_num_batched_tokens=64 if small else 8192,
+        max_model_len=context + 400 if small else 16384,
+        kv_memory=(8 << 20) if small else None,
+        itl_target=0.0,
+        prefix_caching=False,
+    )
+    try:
+        began = time.perf_counter()
+        engine.record_graphs()
+        report.figure(f"{shape}: recording graphs", time.perf_counter() - began, "s")
+        for batch in batches:
+            _decoding(shape, engine, batch, context, ceilings, options, report)
+        _prompt(shape, engine, long, ceilings, report)
+    finally:
+        engine.close()
+
+
+def _decoding(
+    shape: str, engine: Offline, batch: int, context: int, ceilings: Ceilings, options: Options,
+    report: Report,
+) -> None:  # fmt: skip
+    steps = 6 if options.small else 100
+    vocab = SHAPES[shape]["vocab_size"]
+    for number, prompt in enumerate(prompts(batch, context, context, vocab=vocab, seed=batch)):
+        engine.add(f"{batch}-{number}", prompt, max_tokens=steps + 60, temperature=0.0)
+    while not all(engine.tokens[f"{batch}-{n}"] for n in range(batch)):
+        engine.step()
+    for _ in range(4):
+        engine.step()
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - began)
+    engine.abort_all()
+    step = statistics.median(times)
+    moved = weight_bytes_read(shape) + batch * context * kv_bytes_per_token(shape)
+    report.figure(
+        f"{shape}: a step of {batch} at {context}", step * 1e3, "ms",
+        share=moved / ceilings.bandwidth / step, of="the floor by bytes read",
+    )  # fmt: skip
+
+
+def _prompt(shape: str, engine: Offline, length: int, ceilings: Ceilings, report: Report) -> None:
+    vocab = SHAPES[shape]["vocab_size"]
+    times = []
+    for attempt, prompt in enumerate(prompts(3, length, length, vocab=vocab, seed=9)):
+        engine.add(f"long{attempt}", prompt, max_tokens=1, temperature=0.0)
+        times.append(engine.run())
+    took = min(times)
+    c = SHAPES[shape]
+    products = weight_bytes_read(shape) - 2 * c["hidden_size"] * c["vocab_size"]
+    attention = 2 * length * length * c["num_attention_heads"] * c["head_dim"]
+    flops = products * length + c["num_hidden_layers"] * attention
+    report.figure(
+        f"{shape}: a prompt of {length}", took * 1e3, "ms",
+        share=flops / took / ceilings.flops, of="the measured product",
+    )  # fmt: skip
