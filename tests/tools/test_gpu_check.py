@@ -126,7 +126,7 @@ def test_a_block_that_is_killed_has_told_what_it_had_found(
     assert "it was ended after" in entries["block"]["failed"]
 
 
-def test_a_package_that_is_absent_can_be_imported_from_but_not_used(
+def test_what_an_absent_package_has_can_be_made_but_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module("absent").stand_in("no_such_package", "no_such_package.inner", "json")
@@ -136,7 +136,7 @@ def test_a_package_that_is_absent_can_be_imported_from_but_not_used(
 
         for absent in (Thing, Other):
             with pytest.raises(ModuleNotFoundError, match="is not installed"):
-                absent(1)
+                absent(1).use()
         assert json.loads("1") == 1
     finally:
         del sys.modules["no_such_package"], sys.modules["no_such_package.inner"]

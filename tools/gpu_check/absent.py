@@ -8,8 +8,8 @@ from types import ModuleType
 
 
 def stand_in(*names: str) -> None:
-    """Modules for those of `names` that are not installed: importing from them works, calling what
-    was imported does not."""
+    """Modules for those of `names` that are not installed: what is imported from them can be made,
+    as an engine does when it starts, but not used."""
     for name in names:
         root = name.partition(".")[0]
         if root in sys.modules and not isinstance(sys.modules[root], _Absent):
@@ -23,8 +23,8 @@ class _Absent(ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {"__init__": _refuse})
+        return type(name, (), {"__init__": lambda *_, **__: None, "__getattr__": _refuse})
 
 
-def _refuse(self: object, *_: object, **__: object) -> None:
+def _refuse(self: object, name: str) -> None:
     raise ModuleNotFoundError(f"the package that {type(self).__name__} is from is not installed")
