@@ -35,6 +35,8 @@ class SwapSpace:
         transfer: Transfer,
     ) -> None:
         """`layers`: the cache's, each [blocks, 2, block_size, kv_heads, head_dim]."""
+        # torch indexes floats of 8 bits on some devices only.
+        layers = [x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in layers]
         self._layers = layers
         self._stream = stream
         self._transfer = transfer

@@ -27,6 +27,7 @@ from .errors import BrokenCheckpoint, ConfigError
 from .layers.blueprint import Blueprint
 from .models.base import Model
 from .quantization.base import QuantMethod
+from .quantization.float8 import Float8, float8_checkpoint
 from .quantization.none import Unquantized
 from .quantization.rounded import BITS, Rounded
 from .registry import model_class_path
@@ -35,8 +36,9 @@ STAGE = "loading weights"
 RANDOM_STAGE = "making random weights"
 _DRAWN = 1 << 22  # random numbers of a tensor; it repeats them where it is larger
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Tensors that older checkpoints hold and that follow from config.json.
-_DERIVED = (".rotary_emb.inv_freq",)
+# Tensors that older checkpoints hold and that follow from config.json, and scales of inputs, which
+# are found as these come.
+_DERIVED = (".rotary_emb.inv_freq", ".input_scale")
 
 
 def load_model(
@@ -92,27 +94,39 @@ def _blueprint(
     attention: AttentionBackend,
     quantization: str,
 ) -> Blueprint:
-    if quantized := config.raw.get("quantization_config"):
-        stated = quantized if isinstance(quantized, dict) else {}
-        method = stated.get("quant_method", "an unnamed method")
-        raise BrokenCheckpoint(
-            f"The checkpoint is quantized by {method}; octavo reads unquantized ones only."
-        )
     return Blueprint(
         config=config,
         dtype=dtype,
         device=device,
         ops=ops,
         attention=attention,
-        quantization=_quantization(quantization, ops),
+        quantization=_quantization(quantization, config, ops),
     )
 
 
-def _quantization(name: str, ops: Ops) -> QuantMethod:
+def _quantization(name: str, config: ModelConfig, ops: Ops) -> QuantMethod:
+    if quantized := config.raw.get("quantization_config"):
+        stated = quantized if isinstance(quantized, dict) else {}
+        method = stated.get("quant_method", "an unnamed method")
+        reads = float8_checkpoint(stated, ops)
+        if reads is None:
+            raise BrokenCheckpoint(
+                f"The checkpoint is quantized by {method}; octavo reads unquantized ones and those "
+                f"of 8-bit floats only."
+            )
+        if name not in ("none", "fp8"):
+            raise ConfigError(
+                f"--quantization {name} rounds the weights of float checkpoints, but this one is "
+                f"quantized by {method}; leave the setting out."
+            )
+        return reads
     if name == "none":
         return Unquantized(ops)
+    if name == "fp8":
+        return Float8(ops)
     if name not in BITS:
-        raise ConfigError(f"--quantization {name} is not known; it must be none, int8 or int4.")
+        known = ", ".join(("none", *BITS))
+        raise ConfigError(f"--quantization {name} is not known; it must be {known} or fp8.")
     return Rounded(ops, BITS[name])
 
 
@@ -168,15 +182,18 @@ def _copy(file: Path, name: str, target: Tensor) -> int:
     """
     with _opened(file) as shard:
         stored: Tensor = shard.get_tensor(name)
+        if name.endswith(".weight_scale") and stored.numel() == 1:
+            stored = stored.view(1, 1).expand(target.shape)  # one scale for all outputs
         if stored.shape != target.shape:
             raise BrokenCheckpoint(
                 f"{file} holds {name} as {list(stored.shape)}, but config.json makes it "
                 f"{list(target.shape)}."
             )
-        if stored.dtype not in _STORED:
+        eight = target.dtype == torch.float8_e4m3fn
+        if stored.dtype not in ((target.dtype,) if eight else _STORED):
             raise BrokenCheckpoint(
                 f"{file} holds {name} as {str(stored.dtype).removeprefix('torch.')}, which is no "
-                f"plain floating-point format."
+                f"{'float of 8 bits (e4m3)' if eight else 'plain floating-point format'}."
             )
         target.copy_(stored)
         return stored.nbytes

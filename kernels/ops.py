@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 
 class SetThreads(Protocol):
@@ -82,6 +82,22 @@ class PackQuantized(Protocol):
 
         How both are rounded, and in which groups, is said in `reference/quantized.py`: all
         implementations multiply the same numbers.
+        """
+
+
+class PackFloat8(Protocol):
+    """Like `PackLinear`, with a matrix and inputs of float8_e4m3fn: a scale for each output of the
+    one, and for each token of the other. Rows' sums may depend on how many rows there are."""
+
+    def __call__(
+        self, weight: Tensor, bias: Tensor | None, scales: Tensor | None, dtype: dtype
+    ) -> PackedLinear:
+        """weight [outputs, inputs], floats that are rounded here and `scales` None, or
+        float8_e4m3fn and scales float32 [outputs, 1] that it is to be multiplied by; bias
+        [outputs]; `dtype` of what `rows` gives.
+
+        Raises:
+            NotImplementedError: the device does not multiply such numbers.
         """
 
 
@@ -362,6 +378,7 @@ class Ops:
     silu_mul: SiluMul
     pack_linear: PackLinear
     pack_quantized: PackQuantized
+    pack_float8: PackFloat8
     plan_attention: PlanAttention
     attend_projected: AttendProjected
     build_step: BuildStep

@@ -80,8 +80,9 @@ def launch(
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, numbers.dtype, device)
+    kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     gpu = memory_of(device)
-    memory = None if gpu is not None else _plan(config, numbers, dtype)
+    memory = None if gpu is not None else _plan(config, numbers, dtype, kv_dtype)
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device, providers)
     threads = config.threads or available_cores()
@@ -101,7 +102,7 @@ def launch(
         quantization=config.quantization,
         attention=config.attention_backend,
     )
-    block = _block(config, numbers, dtype)
+    block = _block(config, numbers, kv_dtype)
     transfer = transfer_to(device)
 
     def make_cache(num_blocks: int, num_host_blocks: int = 0) -> KVCache:
@@ -110,7 +111,7 @@ def launch(
             ops,
             num_blocks=num_blocks,
             block_size=config.block_size,
-            dtype=dtype,
+            dtype=kv_dtype,
             device=device,
             num_host_blocks=num_host_blocks,
         )
@@ -184,8 +185,15 @@ def launch(
 def _ops(
     config: EngineConfig, device: torch.device, providers: Mapping[str, tuple[str, ...]] | None
 ) -> Ops:
+    if config.deterministic and config.attention_backend not in ("auto", "triton"):
+        raise ConfigError(
+            f"--deterministic: the order of sums of --attention-backend "
+            f"{config.attention_backend} is not known; use --attention-backend auto."
+        )
     try:
-        providers = providers or registry.providers_with(config.cpu_kernels)
+        providers = providers or registry.providers_with(
+            config.cpu_kernels, deterministic=config.deterministic
+        )
         ops = registry.resolve(device, providers)
     except NotImplementedError as error:
         raise ConfigError(f"--cpu-kernels {config.cpu_kernels}: {error}") from None
@@ -222,7 +230,9 @@ def _forwards(
     return Graphed(eager, GpuRecorder(device), keys, static)
 
 
-def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
+def _plan(
+    config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype
+) -> MemoryPlan:
     return plan_memory(
         config,
         numbers,
@@ -235,7 +245,7 @@ def _plan(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> Mem
             longest=config.max_model_len or numbers.context_length,
             itemsize=dtype.itemsize,
         ),
-        block=_block(config, numbers, dtype),
+        block=_block(config, numbers, kv_dtype),
     )
 
 

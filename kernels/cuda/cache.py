@@ -38,6 +38,8 @@ def scatter_blocks(staging: Tensor, cache: Tensor, blocks: Tensor) -> None:
 
 def copy_blocks(source: Tensor, target: Tensor, pairs: Tensor) -> None:
     """See `ops.CopyBlocks`. A side in host memory is read and written by torch."""
+    if source.dtype.itemsize == 1:  # torch copies by index no floats of 8 bits
+        source, target = source.view(torch.uint8), target.view(torch.uint8)
     here, there = pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
     on_device = source if source.device.type != "cpu" else target
     if source.device == on_device.device:

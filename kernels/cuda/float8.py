@@ -3,11 +3,16 @@ can Triton's interpreter, whose own conversion is wrong near powers of two."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from ..reference import float8 as reference
+from .launching import warps_for
 
 DECODED = 256.0  # what `decoded` leaves out
-LARGEST = 448.0
+_NEEDED = (8, 9)  # compute capability of what multiplies floats of 8 bits
 
 
 @triton.jit
@@ -28,3 +33,42 @@ def decoded(byte):
     """uint8 -> float16: the number over 256, exactly. It has no NaN, as `encoded` makes none."""
     bits = byte.to(tl.uint16)
     return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def round_rows_kernel(x, out, scales, x_stride, size, BLOCK: tl.constexpr):
+    """One row: its scale, and its numbers over that."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12), 448.0)
+    tl.store(scales + row, scale)
+    number = tl.div_rn(value, scale + tl.zeros([BLOCK], tl.float32))
+    tl.store(out + row * size + column, encoded(number), mask=inside)
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As the reference's, bit by bit."""
+    rows, size = x.shape
+    out = torch.empty((rows, size), dtype=torch.uint8, device=x.device)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    if rows:
+        block = triton.next_power_of_2(size)
+        round_rows_kernel[(rows,)](
+            x, out, scales, x.stride(0), size, BLOCK=block, num_warps=warps_for(block)
+        )
+    return out.view(torch.float8_e4m3fn), scales
+
+
+def pack_float8(
+    weight: Tensor, bias: Tensor | None, scales: Tensor | None, dtype: torch.dtype
+) -> reference.Float8Linear:
+    """See `ops.PackFloat8`."""
+    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < _NEEDED:
+        name = torch.cuda.get_device_name(weight.device)
+        raise NotImplementedError(
+            f"{name} does not multiply floats of 8 bits; Ada, Hopper and newer GPUs do."
+        )
+    return reference.packed(weight, bias, scales, dtype, round_rows)

@@ -11,6 +11,7 @@ from .activation import silu_mul
 from .attention import plan_attention
 from .bitmask import allow_only
 from .cache import copy_blocks
+from .float8 import pack_float8
 from .linear import pack_linear
 from .narrowing import narrow
 from .norm import add_rms_norm, rms_norm
@@ -30,6 +31,7 @@ REFERENCE = Ops(
     silu_mul=silu_mul,
     pack_linear=pack_linear,
     pack_quantized=pack_quantized,
+    pack_float8=pack_float8,
     plan_attention=plan_attention,
     attend_projected=attend_projected,
     build_step=build_step,

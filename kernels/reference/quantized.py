@@ -75,7 +75,10 @@ class Quantized:
     def wide(self, x: Tensor) -> Tensor:
         weight = dequantize(self._values, self._scales, self._bits)
         bias = None if self._bias is None else self._bias.float()
-        return F.linear(round_inputs(x, self._bits), weight, bias)
+        return self._multiply(round_inputs(x, self._bits), weight, bias)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def rows(self, ids: Tensor) -> Tensor:
         return dequantize(self._values[ids], self._scales[ids], self._bits).to(self._dtype)

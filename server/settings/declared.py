@@ -62,10 +62,18 @@ class Settings:
         "Number format of weights and KV cache; `auto`: what the device computes fast.",
     )
     quantization: str = setting(
-        kinds.choice("none", "int8", "int4"),
+        kinds.choice("none", "int8", "int4", "fp8"),
         _ENGINE.quantization,
         "Model",
-        "Round a float checkpoint's weights as they are loaded: less memory and time a token.",
+        "Round a float checkpoint's weights as they are loaded: less memory and time a token. "
+        "`fp8` is for GPUs since Ada and Hopper; checkpoints of 8-bit floats need no setting.",
+    )
+    kv_cache_dtype: str = setting(
+        kinds.choice("auto", "fp8", also={"fp8_e4m3": "fp8"}),
+        _ENGINE.kv_cache_dtype,
+        "Model",
+        "Number format of the KV cache: `auto`, the model's, or `fp8`, half of 16 bits. On a CPU "
+        "attention to a cache of fp8 is slow.",
     )
     max_model_len: int | None = setting(
         kinds.optional(kinds.tokens(), "auto"),
@@ -225,6 +233,13 @@ class Settings:
         _ENGINE.enforce_eager,
         "Compute",
         "Launch a GPU's kernels one by one; no graphs of decoding steps are recorded.",
+    )
+    deterministic: bool = setting(
+        kinds.switch(),
+        _ENGINE.deterministic,
+        "Compute",
+        "Sums of a GPU's kernels, too, have an order that nothing else in a step changes, so that "
+        "an answer is bitwise the same alone and in any company; slower. On a CPU they always do.",
     )
     threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),

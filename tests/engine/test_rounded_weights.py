@@ -24,6 +24,23 @@ def test_log_probabilities_are_the_same_bits_alone_and_in_company(quantization: 
     assert together != answers("none", PROMPTS)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}], ids=["weights", "cache"]
+)
+def test_floats_of_8_bits_answer_nearly_as_wider_ones(settings: dict[str, str]) -> None:
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+
+    def scores(**options: str) -> list[float]:
+        with LLM(max_model_len=128, **options) as llm:  # type: ignore[arg-type]
+            (output,) = llm.generate(PROMPTS[:1], params)
+        return [one.logprob for one in (output.prompt_logprobs or ()) if one is not None]
+
+    plain, rounded = scores(), scores(**settings)
+    assert len(plain) == len(rounded) > 3
+    assert plain != rounded
+    assert max(abs(a - b) for a, b in zip(plain, rounded, strict=True)) < 1.0
+
+
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(ConfigError, match="int8"):
         answers("int3", PROMPTS)

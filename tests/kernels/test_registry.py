@@ -56,7 +56,7 @@ def test_a_deterministic_gpu_multiplies_and_attends_otherwise() -> None:
     free = registry.explain(gpu)
     fixed = registry.explain(gpu, registry.providers_with(deterministic=True))
     changed = {op for op in free if free[op] != fixed[op]}
-    assert changed == {"pack_linear", "plan_attention"}
+    assert changed == {"pack_linear", "pack_quantized", "pack_float8", "plan_attention"}
     assert {fixed[op] for op in changed} == {"cuda.deterministic"}
 
 

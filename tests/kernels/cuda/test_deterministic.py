@@ -9,6 +9,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from octavo.kernels.cuda import deterministic, norm
+from octavo.kernels.reference import float8 as reference_float8
+from octavo.kernels.reference import quantized
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -53,6 +55,26 @@ def test_a_product_is_bitwise_the_same_alone_and_in_any_batch(
         assert torch.equal(linear(x[first:last]), together[first:last])
     shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(0)).to(device)
     assert torch.equal(linear(x[shuffled]), together[shuffled])
+
+
+@pytest.mark.usefixtures("even_products")
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_weights_of_few_bits_keep_the_bits_of_a_row(kind: str, device: torch.device) -> None:
+    x = _drawn(70, 96, dtype=torch.float32, device=device)
+    weight = _drawn(32, 96, dtype=torch.float32, device=device)
+    bias = _drawn(32, dtype=torch.float32, device=device)
+    if kind == "fp8":
+        arguments = (weight, bias, None, torch.float32)
+        linear = deterministic.OPS["pack_float8"](*arguments)
+        expected = reference_float8.pack_float8(*arguments)(x)
+    else:
+        bits = int(kind.removeprefix("int"))
+        linear = deterministic.OPS["pack_quantized"](weight, bias, bits)
+        expected = quantized.pack_quantized(weight, bias, bits)(x)
+    together = linear(x)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+    for first, last in ((0, 1), (69, 70), (3, 60)):
+        assert torch.equal(linear(x[first:last]), together[first:last])
 
 
 def test_a_norm_is_bitwise_the_same_alone_and_in_any_batch(device: torch.device) -> None:

@@ -1,0 +1,98 @@
+"""Products of 8-bit floats, e4m3 (Micikevicius et al. 2022): weights with a scale per output,
+inputs with one per token, found when they are multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST = 448.0
+_LEAST = 1e-12  # largest magnitude of a row that is not taken to be zeros
+MULTIPLE = 16  # of inputs and outputs, which `torch._scaled_mm` wants
+
+RoundRows = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [rows, size] -> float8_e4m3fn of that shape, and the scales it is to be multiplied by,
+    float32 [rows, 1]: the largest magnitude of a row becomes the largest number."""
+    x = x.float()
+    scales = x.abs().amax(1, keepdim=True).clamp(min=_LEAST) / LARGEST
+    return (x / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales
+
+
+class Float8Linear:
+    """See `ops.PackedLinear`; the product is `torch._scaled_mm`, on any device that has it."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        round_inputs: RoundRows = round_rows,
+    ) -> None:
+        self._weight = weight  # float8 [outputs, inputs]
+        self._scales = scales  # float32 [outputs, 1]
+        self._bias = bias
+        self._dtype = dtype
+        self._round_inputs = round_inputs
+        # A GPU's product with scales of rows gives bfloat16 only.
+        self._product_dtype = torch.bfloat16 if weight.is_cuda else torch.float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.wide(x).to(x.dtype)
+
+    def wide(self, x: Tensor) -> Tensor:
+        if not len(x):
+            return x.new_zeros((0, len(self._weight)), dtype=torch.float32)
+        out = self._multiply(*self._round_inputs(x))
+        return out if self._bias is None else out.add_(self._bias)
+
+    def _multiply(self, x: Tensor, scales: Tensor) -> Tensor:
+        out: Tensor = torch._scaled_mm(
+            x,
+            self._weight.T,
+            scale_a=scales,
+            scale_b=self._scales.T,
+            out_dtype=self._product_dtype,
+        )
+        return out.float()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        chosen = self._weight.view(torch.uint8)[ids].view(self._weight.dtype)
+        return (chosen.float() * self._scales[ids]).to(self._dtype)
+
+
+class WideLinear(Float8Linear):
+    """The same for shapes that `torch._scaled_mm` does not take: inputs are not rounded."""
+
+    def wide(self, x: Tensor) -> Tensor:
+        weight = self._weight.float() * self._scales
+        bias = None if self._bias is None else self._bias.float()
+        return F.linear(x.float(), weight, bias)
+
+
+def pack_float8(
+    weight: Tensor, bias: Tensor | None, scales: Tensor | None, dtype: torch.dtype
+) -> Float8Linear:
+    """See `ops.PackFloat8`."""
+    return packed(weight, bias, scales, dtype, round_rows)
+
+
+def packed(
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Tensor | None,
+    dtype: torch.dtype,
+    round_inputs: RoundRows,
+) -> Float8Linear:
+    """As `pack_float8`, with a device's own way to round."""
+    if scales is None:
+        weight, scales = round_rows(weight)
+    fits = all(size % MULTIPLE == 0 for size in weight.shape)
+    form = Float8Linear if fits else WideLinear
+    return form(weight.contiguous(), scales.contiguous(), bias, dtype, round_inputs)
