@@ -1,8 +1,30 @@
 """`Engine`: the loop that ties planning to compute, and `serve`, which ties it to a channel.
 
 A step: while fewer than the allowed plans are in flight and the scheduler has one, submit it;
-then collect the oldest and commit it. With an overlap of 0 that is plan, compute, commit; with 1
-the host plans step k + 1 while the device computes step k.
+then collect the oldest and commit it. With an overlap of 0 that is plan, compute, commit. With 1
+the host plans and launches step k + 1 while the device computes step k; the message about k - 1,
+and what came of it, are dealt with in that time, too. The loop is the same.
+
+What a step ahead means, and where it is seen to:
+
+- The token that step k samples is *promised* to step k + 1, which reads it where the device has it
+  (worker/computer). Noise is keyed by seed and position, so nothing is drawn differently.
+- Rules that look at what has been said (penalties, bad words, grammars) keep the sampler of k + 1
+  waiting, not its model: k lands first, and counts and masks are made while the model runs.
+- A run of tokens that a grammar forces comes with step k; what k + 1 was to draw is known then, and
+  not drawn (`Sequence.overtaken`). Log-probabilities travel with their step's tokens. Those of
+  prompts, hidden states and beams are read when they are computed: such a step overlaps less.
+- An end by length is known beforehand and costs nothing. One that is a surprise (end of sequence, a
+  stop string, a client that leaves) costs one token that nobody sees.
+- Blocks are found as prefixes when the step that wrote them has been committed, and free when the
+  last one that names them has; so are the worker's rows. Whoever is preempted in flight keeps what
+  that step samples. Swaps and copies begin when the step before has landed.
+- A step that fails is computed apart when it lands. What was launched behind it is given up, and
+  launched again after it: it wrote cells that are written again, and kept nothing (worker/runner).
+- Both steps in flight are accused when the engine dies or hangs. What had been sent is what the
+  front end resumes from: a step that had not been reported has said nothing.
+- A step's time counts from when the one before had landed, so that prices, and what prompts may
+  add, are those of the device.
 """
 
 from __future__ import annotations
@@ -77,38 +99,29 @@ class Engine:
         """
         began = time.perf_counter()
         self._release_prepared()
-        while len(self._in_flight) <= self._overlap:
-            plan = self.scheduler.schedule(time.monotonic())
-            if plan is None:
-                break
-            self._pulse.launch(
-                plan.number,
-                self.scheduler.requests_of(plan),
-                self.scheduler.step_time.predict(plan),
-            )
-            self._executor.submit(plan)
-            self._in_flight.append(plan)
-        planned = time.perf_counter()
+        while len(self._in_flight) <= self._overlap and self._submit_next():
+            pass  # step k is given to the device ...
         if not self._in_flight:
             if self._preparing:
                 time.sleep(_MOMENT)
             return StepReport((), self.stats())
-        plan = self._in_flight.popleft()
+        plan = self._in_flight.popleft()  # ... before step k - overlap has come back from it
+        asked = time.perf_counter()
         try:
             output = self._executor.collect()
         except Exception as error:  # whatever an executor may raise, the engine outlives it
             # Its moves failed, and with them the whole step: its sequences end, the others go on.
             self._pulse.land(completed=False)
             log.exception("step %d failed", plan.number)
-            collected = time.perf_counter()
+            waited = time.perf_counter() - asked
             text = _STEP_FAILED.format(type(error).__name__)
             deltas = self.scheduler.fail_step(plan, text, time.monotonic())
             output = StepOutput(number=plan.number, results=())
         else:
             self._pulse.land()
-            collected = time.perf_counter()
+            waited = time.perf_counter() - asked
             deltas = self.scheduler.commit(plan, output, time.monotonic())
-        host_seconds = (planned - began) + (time.perf_counter() - collected)
+        host_seconds = time.perf_counter() - began - waited
         self._executor.improve(idle=False)
         return StepReport(tuple(deltas), self._measured(plan, output, host_seconds))
 
@@ -136,6 +149,18 @@ class Engine:
 
     def stop(self) -> None:
         self._executor.stop()
+
+    def _submit_next(self) -> bool:
+        """Plan one more step and hand it over, if anything can be planned yet."""
+        plan = self.scheduler.schedule(time.monotonic())
+        if plan is None:
+            return False
+        self._pulse.launch(
+            plan.number, self.scheduler.requests_of(plan), self.scheduler.step_time.predict(plan)
+        )
+        self._executor.submit(plan)
+        self._in_flight.append(plan)
+        return True
 
     def _release_prepared(self) -> None:
         for request_id, params in list(self._preparing.items()):

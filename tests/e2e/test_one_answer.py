@@ -117,6 +117,22 @@ def test_with_a_cache_so_small_that_everything_gives_way(
     assert stats.blocks_used == stats.host_blocks_used == 0
 
 
+def test_ends_that_are_seen_a_step_late_are_where_they_would_be() -> None:
+    """Stop strings, stop ids and the end of sequence, while the next step is under way."""
+    params = [
+        replace(one, ignore_eos=False, stop=("e", "the"), stop_token_ids=(300 + number,))
+        for number, one in enumerate(PARAMS)
+    ]
+    told = []
+    for overlap in ("off", "on"):
+        with model(overlap=overlap) as llm:
+            told.append([output.outputs for output in llm.generate(PROMPTS, params)])
+            assert llm.stats.blocks_used == 0
+    assert told[0] == told[1]
+    reasons = {choice.stop_reason for outputs in told[0] for choice in outputs}
+    assert {"e", None} <= reasons
+
+
 def test_the_choices_of_one_seed_differ_and_the_first_is_that_of_n_1(alone: Tokens) -> None:
     with model() as llm:
         single = [replace(params, n=1) for params in PARAMS]
