@@ -54,6 +54,7 @@ class Launched:
     computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of `work.sampling`
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
+    histories: AsOf | None = None  # of their sequences
 
 
 class Computer:
@@ -121,7 +122,7 @@ class Computer:
             waits = self._waits(work)
             if not waits:
                 self._prepare(launched)
-            beams = self._table.as_of(work.rows, work.contexts)
+            beams = self._table.as_of(work.rows, work.contexts) if len(work.searching) else None
             launched.computed = self._stream.run(partial(self._forward, work, beams))
             if not waits:
                 self._give_to_sampler(launched)
@@ -171,13 +172,14 @@ class Computer:
         at = work.sampling
         launched.drawing = at[self._table.lengths[work.rows[at]] == work.contexts[at]]
         rows, lengths = work.rows[launched.drawing], work.contexts[launched.drawing]
-        self._sampler.prepare(rows, self._table.as_of(rows, lengths))
+        launched.histories = self._table.as_of(rows, lengths)
+        self._sampler.prepare(rows, launched.histories)
 
     def _give_to_sampler(self, launched: Launched) -> None:
-        work, drawing = launched.work, launched.drawing
-        rows = work.rows[drawing]
-        histories = self._table.as_of(rows, work.contexts[drawing])
-        launched.drawn = self._stream.run(partial(self._draw, launched, rows, histories))
+        assert launched.histories is not None, "what is drawn for is settled first"
+        rows = launched.work.rows[launched.drawing]
+        draw = partial(self._draw, launched, rows, launched.histories)
+        launched.drawn = self._stream.run(draw)
         self._table.promise(rows)
 
     def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
@@ -200,14 +202,14 @@ class Computer:
             drawing = drawing[fine]
         at, rows = drawing.tolist(), work.rows[drawing]
         self._table.append(rows, np.array([chosen.token_ids[i] for i in at], dtype=np.int64))
-        histories = self._table.as_of(rows, work.contexts[drawing] + 1)
-        for i, run in self._sampler.forced(rows, histories).items():
+        # Nothing has been promised meanwhile to whom a grammar binds.
+        for i, run in self._sampler.forced(rows, self._table).items():
             chosen.forced[at[i]] = self._table.extend(int(rows[i]), run)
 
     # --- on the stream -------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _forward(self, work: Work, histories: AsOf) -> tuple[Tensor, Chosen]:
+    def _forward(self, work: Work, beams: AsOf | None) -> tuple[Tensor, Chosen]:
         """The logits to draw from, and what slices yield besides a token.
 
         Beams, prompt log-probabilities and hidden states are waited for here and now: such steps
@@ -219,8 +221,8 @@ class Computer:
             token_ids[work.awaited] = self._last[work.awaited_rows]
         hidden, logits = self._forwards(work.batch)
         chosen = Chosen()
-        if len(work.searching):
-            self._search(work, logits[len(work.sampling) :], histories, chosen)
+        if beams is not None:
+            self._search(work, logits[len(work.sampling) :], beams, chosen)
             logits = logits[: len(work.sampling)]
         for at in work.scoring.tolist():
             self._score(work, at, hidden, chosen)

@@ -265,12 +265,12 @@ def test_an_allocation_that_really_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     forward = Computer._forward
     failed = []
 
-    def greedy(computer: Computer, work: Work, histories: AsOf) -> Any:
+    def greedy(computer: Computer, work: Work, beams: AsOf | None) -> Any:
         count = len(work.batch.token_ids)
         if count > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
             failed.append(count)
             torch.empty(1 << 50)
-        return forward(computer, work, histories)
+        return forward(computer, work, beams)
 
     monkeypatch.setattr(Computer, "_forward", greedy)
     answers, _ = served(requests)
