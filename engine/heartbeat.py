@@ -68,7 +68,7 @@ class Pulse:
         self._pending = 0
         self._began = 0.0
         self._stumbled = False
-        self._named: list[str] = []
+        self._named: list[tuple[str, ...]] = []  # by flight
         self._names = b"[]"
         self._write()
 
@@ -100,10 +100,11 @@ class Pulse:
 
     def _name(self) -> None:
         """Remember the names of those in flight, until others fly."""
-        named = list(dict.fromkeys(chain.from_iterable(f.request_ids for f in self._flights)))
-        if not named or named == self._named:
+        flying = [flight.request_ids for flight in self._flights]
+        if not flying or flying == self._named:
             return  # as from one decoding step to the next
-        self._named = named.copy()
+        self._named = flying
+        named = list(dict.fromkeys(chain.from_iterable(flying)))
         self._names = json.dumps(named).encode()
         while len(self._names) > _MAX_NAMES:
             del named[len(named) // 2 :]

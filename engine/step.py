@@ -102,7 +102,7 @@ class StepPlan:
     @property
     def token_count(self) -> int:
         """Tokens computed by the step: what the token budget limits."""
-        return sum(s.count for s in self.slices)
+        return sum([s.count for s in self.slices])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

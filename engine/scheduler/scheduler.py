@@ -230,7 +230,7 @@ class Scheduler:
     def stats(self) -> StepStats:
         """Gauges as of now and counters since the start; what a step took is not known here."""
         usage = self._blocks.usage
-        swapped = sum(s.status is Status.SWAPPED for s in self._roster.waiting.values())
+        swapped = sum([s.status is Status.SWAPPED for s in self._roster.waiting.values()])
         return StepStats(
             step=self._step,
             running=len(self._roster.running),
