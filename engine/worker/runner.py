@@ -83,7 +83,8 @@ class Runner:
         *,
         before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`forwards`: what the computer computes with, where it may get faster."""
+        """`forwards`: what the computer computes with, where it may get faster. `before_step`: done
+        on the stream, where nothing is being computed then."""
         self._before_step = before_step
         self._kv = kv
         self.computer = computer
@@ -114,7 +115,7 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> None:
         """Give the device a step, or as soon as the one before has landed."""
-        self._before_step()
+        self._stream.run(self._before_step)
         before = self._flights[-1] if self._flights else None
         flight = _Flight(plan, time.perf_counter())
         self._flights.append(flight)

@@ -138,7 +138,7 @@ def test_stop_can_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 2, 5])
-def test_one_core_is_left_to_the_front_end_unless_told_otherwise(
+def test_all_cores_compute_at_first_unless_told_otherwise(
     tmp_path: Path, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo.engine.worker.launch.available_cores", lambda: cores)
@@ -147,7 +147,7 @@ def test_one_core_is_left_to_the_front_end_unless_told_otherwise(
     executor = InlineExecutor(tiny_config(tmp_path, threads=None, cpu_kernels="reference"))
     executor.start(quiet)
     executor.stop()
-    assert chosen == [max(1, cores - 1)]
+    assert chosen == [cores]
 
 
 def test_threads_are_set_where_the_computing_is_done(
