@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from .errors import ConfigError
+from .errors import ConfigError, DeviceLost
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +251,31 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     # torch's CPU allocator and oneDNN have no class of their own for it.
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def check_alive(error: BaseException) -> None:
+    """A GPU on which a kernel has gone wrong answers every later call with the same error.
+
+    Raises:
+        DeviceLost: that is what `error` says.
+    """
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
+        raise DeviceLost(f"The GPU is lost to this process: {error}") from error
+
+
+_LOST = (
+    "an illegal memory access was encountered",
+    "device-side assert triggered",
+    "unspecified launch failure",
+    "misaligned address",
+    "an illegal instruction was encountered",
+    "the launch timed out and was terminated",
+    "uncorrectable ECC error",
+    "hardware stack error",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "GPU is lost",
+)
 
 
 def release_memory() -> None:

@@ -113,5 +113,13 @@ class RequestGivenUp(EngineError):
     """The engine died whenever it computed this request; every other request goes on."""
 
 
+class DeviceLost(BaseException):
+    """The device computes nothing any more for this process; another one may.
+
+    No `Exception`: whatever handles the failure of a request, a slice or a step must not catch it.
+    It ends the engine's process, and its requests go on in the next.
+    """
+
+
 class SequenceFailed(EngineError):
     """Computing one sequence failed; every other sequence goes on."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..device import is_out_of_memory, release_memory
+from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
 
@@ -299,6 +299,7 @@ class Graphed:
             with torch.inference_mode():
                 self._graphs[key] = self._recorder.record(lambda: self._compute(batch))
         except Exception as error:
+            check_alive(error)
             if not is_out_of_memory(error):
                 self._missing.clear()
                 self.planned = len(self._graphs)

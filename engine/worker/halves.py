@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from operator import add
 from typing import Protocol
 
-from ..device import is_out_of_memory, release_memory
+from ..device import check_alive, is_out_of_memory, release_memory
 from ..step import Slice, SliceResult, Wants
 
 _FEWEST_TOKENS = 16  # of one sequence at a time: with fewer, memory is not what is missing
@@ -65,6 +65,7 @@ class Attempt:
         try:
             return self._compute(slices)
         except Exception as error:  # kernels, allocators and rules raise whatever they like
+            check_alive(error)
             failure = Failure.of(error)
         if failure.out_of_memory and not any(earlier.out_of_memory for earlier in self.failures):
             release_memory()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from ..device import check_alive
 from ..kv_cache import KVCache
 from ..params import SamplingParams
 from ..step import Slice, SliceResult, StepOutput, StepPlan
@@ -158,6 +159,7 @@ class Runner:
 
     def _output(self, flight: _Flight) -> StepOutput:
         if flight.fatal is not None:
+            check_alive(flight.fatal)
             raise flight.fatal
         plan = flight.plan
         attempt = Attempt(partial(self._results, flight))

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.engine.device import is_out_of_memory
+from octavo.engine.errors import DeviceLost
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
 from octavo.engine.sampling.logits import standard_rules
@@ -426,3 +427,30 @@ def test_a_sampler_that_cannot_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch
         sampled = sample_now(sampler, torch.randn(1, 16), np.array([row]), known)
         assert not sampled.errors
         row = 3 * row + 50  # beyond what has been grown to
+
+
+LOST = RuntimeError(
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"
+)
+
+
+def test_a_device_that_is_lost_is_no_slices_fault() -> None:
+    """Every later call would fail in the same way, so nobody is looked for."""
+    fragile = Fragile(lambda sequences: True, LOST)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        attempt(fragile, 8)
+    assert len(fragile.calls) == 1
+
+
+def test_moves_that_find_the_device_lost_end_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _ = launch(tiny_config(tmp_path), lambda *_: None)
+
+    def lost(*_: object) -> None:
+        raise LOST
+
+    monkeypatch.setattr(runner._kv, "apply", lost)
+    runner.launch(StepPlan(number=0, slices=(), moves=Moves(copies=((0, 1),))))
+    with pytest.raises(DeviceLost):
+        runner.land()
