@@ -15,14 +15,9 @@ class EngineConfig:
     model: str  # a checkpoint folder; hub ids are resolved by the front end
     load_format: str = "safetensors"  # or "dummy": random weights from config.json
     dtype: str = "auto"  # auto | bfloat16 | float16 | float32
-<<<<<<< HEAD
     quantization: str = "none"  # none | int8 | int4 | fp8: weights are rounded as they are loaded
     kv_cache_dtype: str = "auto"  # auto: the model's | fp8
     deterministic: bool = False  # a GPU's kernels, too, sum in an order that no neighbour changes
-=======
-    quantization: str = "none"  # none | int8 | int4: weights are rounded as they are loaded
-    deterministic: bool = False  # also a GPU sums in an order that does not depend on the batch
->>>>>>> fc895ea (A GPU that is lost to the process ends the engine, not its requests; --deterministic)
     enforce_eager: bool = False  # a GPU is given kernels one by one, never recorded graphs
     attention_backend: str = "auto"  # one of those of engine/attention/choice.py
     device: str = "auto"  # one of those of engine/device.py

@@ -228,13 +228,6 @@ class Settings:
         "What computes attention on a GPU. `auto`: our Triton kernels; `flashinfer`, `fa3` where "
         "installed; `torch`, on any device: slow, to compare with.",
     )
-    deterministic: bool = setting(
-        kinds.switch(),
-        _ENGINE.deterministic,
-        "Compute",
-        "A request's tokens do not depend on what else a GPU computes, bitwise; slower. On a CPU "
-        "they never do.",
-    )
     enforce_eager: bool = setting(
         kinds.switch(),
         _ENGINE.enforce_eager,
