@@ -2,6 +2,9 @@
 #   docker build --target cpu  -t octavo:cpu  .
 #   docker build --target cuda -t octavo:cuda .
 #   docker run -p 8000:8000 -v octavo-models:/models octavo:cpu [MODEL] [--flags]
+#   docker run --gpus all -p 8000:8000 -v ~/.cache/huggingface:/models octavo:cuda MODEL [--flags]
+# The last finds what the host has downloaded; with --user "$(id -u)" it downloads there, too.
+# The cuda image has not been built or run yet.
 # Where the package index at hand has only CUDA builds of torch, name one with CPU builds in
 # TORCH_INDEX_URL: the cpu image shrinks by gigabytes.
 
@@ -43,9 +46,20 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:%s/livez' % os.environ.get('OCTAVO_PORT', '8000'), timeout=2)"]
 ENTRYPOINT ["octavo", "serve"]
 
-# The CUDA libraries come with torch's own wheels; the driver comes from the host (--gpus all).
+# The CUDA libraries and Triton come with torch's own wheels (no TORCH_INDEX_URL for this target);
+# the driver comes from the host (--gpus all). Triton compiles its kernels at the first start, and
+# for that needs a C compiler and a folder that whatever user it runs as may write.
 FROM runtime AS cuda
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER root
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+USER 10001
+# Without a GPU it says so, instead of computing on the CPU unasked.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    OCTAVO_DEVICE=cuda \
+    TRITON_CACHE_DIR=/tmp/triton
 
 # Last, so that a plain `docker build .` makes it.
 FROM runtime AS cpu

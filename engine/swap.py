@@ -37,16 +37,18 @@ class SwapSpace:
         """`layers`: the cache's, each [blocks, 2, block_size, kv_heads, head_dim]."""
         # torch indexes floats of 8 bits on some devices only.
         layers = [x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in layers]
-        self._layers = layers
+        # As bytes: not every operation knows every number format.
+        self._layers = [layer.view(torch.uint8) for layer in layers]
         self._stream = stream
         self._transfer = transfer
-        like = layers[0]
+        like = self._layers[0]
         block = (len(layers), *like.shape[1:])
         block_bytes = len(layers) * like[0].nbytes
         staged = max(1, min(num_host_blocks, _STAGING_BYTES // block_bytes))
-        self.blocks = torch.empty(
-            (num_host_blocks, *block), dtype=like.dtype, pin_memory=like.device.type != "cpu"
+        self._blocks = torch.empty(
+            (num_host_blocks, *block), dtype=torch.uint8, pin_memory=like.device.type != "cpu"
         )
+        self.blocks = self._blocks.view(layers[0].dtype)  # [blocks, layers, ...]
         self._staging = [like.new_empty((staged, *block)) for _ in range(2)]
         self._turn = 0
 
@@ -61,7 +63,7 @@ class SwapSpace:
             with self._stream:
                 for begin, host, count in _runs([host for _, host in some]):
                     part = staging[begin : begin + count]
-                    self.blocks[host : host + count].copy_(part, non_blocking=True)
+                    self._blocks[host : host + count].copy_(part, non_blocking=True)
 
     def bring_in(self, pairs: Pairs) -> None:
         """Host block -> device block."""
@@ -70,7 +72,7 @@ class SwapSpace:
             self._stream.follow()  # what was last scattered from this staging area has been
             with self._stream:
                 for begin, host, count in _runs([host for host, _ in some]):
-                    part = self.blocks[host : host + count]
+                    part = self._blocks[host : host + count]
                     staging[begin : begin + count].copy_(part, non_blocking=True)
             self._stream.lead()
             index = self._index([device for _, device in some])

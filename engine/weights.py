@@ -51,11 +51,13 @@ def load_model(
     load_format: str = "safetensors",
     quantization: str = "none",
     attention: str = "auto",
+    kv_dtype: torch.dtype | None = None,
 ) -> Model:
     """The model in the folder `path`, its weights cast to `dtype` on `device`.
 
     `ops`: what it computes with; the best for `device` where not said.
-    `attention`: one of the names of `attention/choice.py`.
+    `attention`: one of the names of `attention/choice.py`. `kv_dtype`: the KV cache's, where it is
+    not `dtype`.
     `load_format` "dummy" needs config.json only and gives random weights, the same each time.
     `progress` is called as progress(stage, bytes done, bytes in total).
 
@@ -66,7 +68,9 @@ def load_model(
     model_class = _model_class(config.architecture)
     ops = ops or resolve(device)
     numbers = model_class.config_from(config)
-    backend = choose_attention(attention, ops=ops, device=device, dtype=dtype, config=numbers)
+    backend = choose_attention(
+        attention, ops=ops, device=device, dtype=dtype, config=numbers, kv_dtype=kv_dtype
+    )
     model = model_class(_blueprint(numbers, dtype, device, ops, backend, quantization))
     if load_format == "dummy":
         _fill_at_random(model, progress)

@@ -25,9 +25,17 @@ NAMES = ("auto", "triton", "flashinfer", "fa3", "torch")
 
 
 def choose_attention(
-    name: str, *, ops: Ops, device: torch.device, dtype: torch.dtype, config: ModelConfig
+    name: str,
+    *,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: ModelConfig,
+    kv_dtype: torch.dtype | None = None,
 ) -> AttentionBackend:
     """The backend called `name`, one of `NAMES`; "auto" is the device's own kernel.
+
+    `kv_dtype`: the cache's, where it is not `dtype`.
 
     Raises:
         ConfigError: the name is unknown, or it cannot compute this model here; the message says
@@ -52,6 +60,8 @@ def choose_attention(
         backend = PagedAttention(ops, replayable=on_gpu)
     else:
         lack = _LACKS[name](device, dtype, config)
+        if name == "fa3" and kv_dtype not in (None, dtype):
+            lack = lack or "it reads a cache of 8 bits only for queries of 8 bits"
         if lack is not None:
             raise _refused(name, lack)
         told = f"{name}, by --attention-backend {name}; its steps are not replayed as graphs"

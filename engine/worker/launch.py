@@ -101,6 +101,7 @@ def launch(
         load_format=config.load_format,
         quantization=config.quantization,
         attention=config.attention_backend,
+        kv_dtype=kv_dtype,
     )
     block = _block(config, numbers, kv_dtype)
     transfer = transfer_to(device)

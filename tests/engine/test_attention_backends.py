@@ -174,6 +174,22 @@ def test_a_library_is_taken_where_it_can_compute(monkeypatch: pytest.MonkeyPatch
         choose("fa3", GPU)
 
 
+def test_a_cache_of_eight_bits_is_not_for_every_library() -> None:
+    def with_cache(name: str) -> AttentionBackend:
+        return choose_attention(
+            name,
+            ops=OPS,
+            device=GPU,
+            dtype=torch.bfloat16,
+            config=CONFIG,
+            kv_dtype=torch.float8_e4m3fn,
+        )
+
+    with pytest.raises(ConfigError, match="fa3: it reads a cache of 8 bits only for queries"):
+        with_cache("fa3")
+    assert with_cache("triton").replayable
+
+
 def test_heads_that_a_library_has_no_kernel_for() -> None:
     config = replace(CONFIG, head_dim=80)
     with pytest.raises(ConfigError, match=r"heads have 80 numbers.* 64, 128, 256"):

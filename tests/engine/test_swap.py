@@ -115,3 +115,17 @@ def test_neighbours_cross_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     space = SwapSpace(layers_of(torch.Generator().manual_seed(0)), HOST_BLOCKS, stream, Shared())
     space.take_out(((5, 1), (0, 2), (7, 3), (2, 9)))
     assert [len(source) for _, source in stream._waiting] == [3, 1]
+
+
+def test_blocks_of_eight_bits_move_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [
+        layer.to(torch.float8_e4m3fn) for layer in layers_of(torch.Generator().manual_seed(1))
+    ]
+    before = [layer.clone() for layer in layers]
+    space = SwapSpace(layers, 2, LateStream(monkeypatch), Shared())
+    space.take_out(((3, 1),))
+    space.bring_in(((1, 7),))
+    space.synchronize()
+    for layer, old in zip(layers, before, strict=True):
+        assert torch.equal(layer[7].view(torch.uint8), old[3].view(torch.uint8))
+    assert space.blocks.dtype == torch.float8_e4m3fn
