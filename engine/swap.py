@@ -35,9 +35,7 @@ class SwapSpace:
         transfer: Transfer,
     ) -> None:
         """`layers`: the cache's, each [blocks, 2, block_size, kv_heads, head_dim]."""
-        # torch indexes floats of 8 bits on some devices only.
-        layers = [x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in layers]
-        # As bytes: not every operation knows every number format.
+        # As bytes: torch indexes floats of 8 bits on some devices only.
         self._layers = [layer.view(torch.uint8) for layer in layers]
         self._stream = stream
         self._transfer = transfer
