@@ -32,6 +32,31 @@ struct Workspace {
   Buffer queries, keys, values, products, weights, state, fresh;
 };
 
+// The cells of a split that some query of a tile sees.
+template <typename T>
+Cells<T> find_cells(const Call<T>& call, const Tile& tile, int split) {
+  const Shape& shape = call.shape;
+  const int begin = split * kSplit;
+  const int end = std::min(begin + kSplit, tile.first_position + tile.queries);
+  const int low = std::max(begin, shape.first_seen(tile.first_position));
+  const int block_size = static_cast<int>(shape.block_size);
+  Cells<T> cells;
+  cells.to_values = block_size * call.cell_stride();
+  cells.first = (low - begin) / kLanes;
+  cells.end = (end - begin + kLanes - 1) / kLanes;
+  cells.known = end - begin;
+  const int32_t* table = call.tables + tile.sequence * call.table_stride;
+  for (int position = begin + cells.first * kLanes; position < end;) {
+    const int block = position / block_size, offset = position % block_size;
+    const int stop = std::min(end, (block + 1) * block_size);
+    const T* key = call.cache + table[block] * 2 * cells.to_values + offset * call.cell_stride();
+    for (; position < stop; ++position, key += call.cell_stride()) {
+      cells.keys[position - begin] = key;
+    }
+  }
+  return cells;
+}
+
 // Carries out one task.
 template <typename T>
 class Worker {
@@ -40,17 +65,20 @@ class Worker {
       : call_(call), shape_(call.shape), tile_(tile), task_(task), space_(space),
         kept_(kept + tile.kept) {}
 
-  void attend() {
+  // `after`: the cells that this thread will most likely want next.
+  void attend(const Cells<T>& after) {
     pack_queries();
     const State running = whole() ? running_state(heads() * rows()) : State{};
     Cells<T> two[2] = {find_cells(task_.first_split)};
     for (int split = task_.first_split; split < task_.end_split; ++split) {
       const Cells<T>& cells = two[(split - task_.first_split) % 2];
       Cells<T>& next = two[(split - task_.first_split + 1) % 2];
-      next = split + 1 < task_.end_split ? find_cells(split + 1) : Cells<T>{};
+      next = split + 1 < task_.end_split ? find_cells(split + 1) : after;
       const State target = whole() ? running : kept_state(split);
-      pack(cells, next);
-      for (int h = 0; h < heads(); ++h) attend_split(split * kSplit, h, target.from_row(h * rows()));
+      for (int h = 0; h < heads(); ++h) {
+        pack(cells, next, h);
+        attend_split(split * kSplit, h, target.from_row(h * rows()));
+      }
     }
     if (whole()) write(running, task_.first_kv, task_.end_kv);
   }
@@ -103,59 +131,37 @@ class Worker {
     }
   }
 
-  Cells<T> find_cells(int split) const {
-    const int begin = split * kSplit;
-    const int end = std::min(begin + kSplit, tile_.first_position + tile_.queries);
-    const int low = std::max(begin, shape_.first_seen(tile_.first_position));
-    const int block_size = static_cast<int>(shape_.block_size);
-    Cells<T> cells;
-    cells.to_values = block_size * call_.cell_stride();
-    cells.first = (low - begin) / kLanes;
-    cells.end = (end - begin + kLanes - 1) / kLanes;
-    cells.known = end - begin;
-    const int32_t* table = call_.tables + tile_.sequence * call_.table_stride;
-    for (int position = begin + cells.first * kLanes; position < end;) {
-      const int block = position / block_size, offset = position % block_size;
-      const int stop = std::min(end, (block + 1) * block_size);
-      const T* key = call_.cache + table[block] * 2 * cells.to_values + offset * call_.cell_stride();
-      for (; position < stop; ++position, key += call_.cell_stride()) {
-        cells.keys[position - begin] = key;
-      }
-    }
-    return cells;
-  }
+  Cells<T> find_cells(int split) const { return octavo::find_cells(call_, tile_, split); }
 
-  // Memory is read in its own order: a vector of cells, all kv heads of the task next to each other.
-  // While one vector is packed the next one is fetched: the processor's own prefetchers do not see
-  // through the packing, which without this was measured to be 2 to 4 times slower.
-  void pack(const Cells<T>& cells, const Cells<T>& next) {
-    float* keys = space_.keys.reserve(heads() * call_.packed_keys());
-    float* values = space_.values.reserve(heads() * call_.packed_values());
+  // The task's head number h of a split's cells, which stay in the first-level cache until they have
+  // been attended. Meanwhile a part of the cells that come next is fetched: the processor's own
+  // prefetchers do not see through tables of blocks, nor from one task to the next.
+  void pack(const Cells<T>& cells, const Cells<T>& next, int h) {
+    float* keys = space_.keys.reserve(call_.packed_keys());
+    float* values = space_.values.reserve(call_.packed_values());
     const int head_dim = static_cast<int>(shape_.head_dim);
-    for (int v = cells.first; v < cells.end; ++v) {
-      const bool last = v + 1 == cells.end;
-      const Cells<T>& ahead = last ? next : cells;
-      const int vector = last ? next.first : v + 1;
-      for (int h = 0; h < heads(); ++h) {
-        const int64_t head = int64_t{task_.first_kv + h} * head_dim;
-        fetch(ahead, vector, h, 0);
-        pack_keys(cells, v, head, head_dim, keys + h * call_.packed_keys());
-      }
-      for (int h = 0; h < heads(); ++h) {
-        const int64_t head = int64_t{task_.first_kv + h} * head_dim;
-        fetch(ahead, vector, h, ahead.to_values);
-        pack_values(cells, v, head, head_dim, shape_.width(), values + h * call_.packed_values());
-      }
+    const int64_t head = int64_t{task_.first_kv + h} * head_dim;
+    const int vectors = cells.end - cells.first, wanted = next.end - next.first;
+    for (int v = 0; v < vectors; ++v) {
+      const int begin = next.first + wanted * v / vectors;
+      const int end = next.first + wanted * (v + 1) / vectors;
+      for (int w = begin; w < end; ++w) fetch(next, w, h, 0);
+      pack_keys(cells, cells.first + v, head, head_dim, keys);
+      for (int w = begin; w < end; ++w) fetch(next, w, h, next.to_values);
+      pack_values(cells, cells.first + v, head, head_dim, shape_.width(), values);
     }
   }
 
-  // Part h, of as many as the task has heads, of the keys or values of a vector of cells.
-  void fetch(const Cells<T>& cells, int vector, int h, int64_t to_values) const {
+  // Part h, of as many as the task has heads, of the keys or values of a vector of cells. Inlined
+  // always: GCC 12 takes a function that only prefetches for one without effect, and leaves it out.
+  __attribute__((always_inline)) void fetch(const Cells<T>& cells, int vector, int h, int64_t to_values) const {
     const int64_t first = task_.first_kv * shape_.head_dim, end = task_.end_kv * shape_.head_dim;
     const int stop = std::min(vector * kLanes + kLanes * (h + 1) / heads(), cells.known);
     for (int c = vector * kLanes + kLanes * h / heads(); c < stop; ++c) {
       const T* cell = cells.keys[c] + to_values;
-      for (int64_t i = first; i < end; i += 64 / sizeof(T)) __builtin_prefetch(cell + i);
+      for (int64_t i = first; i < end; i += 64 / sizeof(T)) {
+        _mm_prefetch(reinterpret_cast<const char*>(cell + i), _MM_HINT_T1);
+      }
     }
   }
 
@@ -180,7 +186,7 @@ class Worker {
     if (first >= end) return false;
     const int words = call_.words(), width = shape_.width();
     const float* queries = space_.queries.data() + (int64_t{h} * rows() + row) * words;
-    const float* keys = space_.keys.data() + h * call_.packed_keys() + first * kLanes;
+    const float* keys = space_.keys.data() + first * kLanes;
     float* products = space_.products.reserve(kTileRows * kSplit);
     multiply<kPairs<T>>(count, end - first, queries, words, keys, kSplit, words,
                         products + first * kLanes, kSplit);
@@ -192,7 +198,7 @@ class Worker {
                 target.sum + r);
     }
     const int from = first * kLanes / kPerWord<T>, to = end * kLanes / kPerWord<T>;
-    const float* values = space_.values.data() + h * call_.packed_values() + int64_t{from} * width;
+    const float* values = space_.values.data() + int64_t{from} * width;
     multiply<kPairs<T>>(count, width / kLanes, weights + from, kSplit, values, width, to - from,
                         target.mixed, width);
     return true;
@@ -235,7 +241,12 @@ void attend(const Call<T>& call) {
     const Task& task = plan.tasks[index];
     const Tile& tile = plan.tiles[task.tile];
     Worker<T> worker(call, tile, task, space, states);
-    worker.attend();
+    Cells<T> after;
+    if (index + 1 < static_cast<int64_t>(plan.tasks.size())) {
+      const Task& next = plan.tasks[index + 1];
+      after = find_cells(call, plan.tiles[next.tile], next.first_split);
+    }
+    worker.attend(after);
     int* unfinished = &plan.unfinished[task.tile];
     if (tile.ranges > 1 && __atomic_sub_fetch(unfinished, 1, __ATOMIC_ACQ_REL) == 0) {
       worker.finish();

@@ -118,6 +118,18 @@ inline Lanes pair_up(Lanes even, Lanes odd) {
   return even;
 }
 
+#ifdef __AVX512BF16__
+// Thirty-two bfloat16 of each become as many words.
+inline void pair_up(__m512i even, __m512i odd, float* words) {
+  // The interleaving within 128-bit parts, and then the parts in their order.
+  const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i last = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  _mm512_storeu_si512(words, _mm512_permutex2var_epi64(low, first, high));
+  _mm512_storeu_si512(words + kLanes, _mm512_permutex2var_epi64(low, last, high));
+}
+#endif
+
 // Values of one vector of cells as the right side: packed [cells / kPerWord, width], zeros behind
 // head_dim.
 template <typename T>
@@ -131,6 +143,13 @@ void pack_values(const Cells<T>& cells, int vector, int64_t head, int head_dim, 
     int d = 0;
     if (next < known) {
       const T *even = keys[c] + cells.to_values + head, *odd = keys[next] + cells.to_values + head;
+#ifdef __AVX512BF16__
+      if constexpr (kPairs<T>) {
+        for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
+          pair_up(_mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d), target + d);
+        }
+      }
+#endif
       for (; d + kLanes <= head_dim; d += kLanes) {
         store(target + d, pair_up<T>(load(even + d), load(odd + d)));
       }
