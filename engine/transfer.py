@@ -131,6 +131,15 @@ class Pinned:
         return _Buffer(memory, self._make_marker())
 
 
+def beside(values: Array | Tensor, like: Tensor) -> Tensor:
+    """Values of the host on the device of `like`, where it works on them next. Nobody waits: from
+    memory that is not page-locked the host would, for all that the device has still to do."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    if like.device == tensor.device:
+        return tensor
+    return tensor.pin_memory().to(like.device, non_blocking=True)
+
+
 def packed_bytes(arrays: Sequence[Array]) -> int:
     """Bytes of the arrays one after the other, each of them aligned."""
     return sum(_aligned(array.nbytes) for array in arrays)

@@ -14,6 +14,7 @@ from octavo.kernels.ops import AllowOnly
 
 from ..errors import SequenceFailed
 from ..params import SamplingParams
+from ..transfer import beside
 from .grammar import WORD_BITS, Bitmask, Grammar, GrammarCompiler, fill_masks
 from .logits import Histories, Rows
 
@@ -78,8 +79,8 @@ class GrammarRule:
         if self._prepared is None or self._prepared[0] != tuple(rows.tolist()):
             self.prepare(rows, histories)
         masks = self._settle()
-        place = torch.from_numpy(at).to(logits.device)
-        bitmask = torch.from_numpy(masks).to(logits.device)
+        place = beside(at, logits)
+        bitmask = beside(masks, logits)
         allowed = logits[place]
         self._allow_only(allowed, bitmask)
         lost = torch.nonzero(allowed.amax(-1) == float("-inf"))[:, 0]

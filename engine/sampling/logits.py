@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.kernels.ops import Ops
 
 from ..params import SamplingParams
+from ..transfer import beside
 
 Rows = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int64]
@@ -98,7 +99,7 @@ class AllowedTokens:
         cells = _cells(logits, at, [self._allowed[row] for row in rows.tolist()])
         flat = logits.view(-1)
         kept = flat[cells]
-        logits.index_fill_(0, torch.from_numpy(at).to(logits.device), _NEVER)
+        logits.index_fill_(0, beside(at, logits), _NEVER)
         flat[cells] = kept
 
 
@@ -182,7 +183,7 @@ class LogitBias:
         living = rows.tolist()
         cells = _cells(logits, at, [self._ids[row] for row in living])
         values = np.concatenate([self._values[row] for row in living])
-        logits.view(-1)[cells] += torch.from_numpy(values).to(logits.device)
+        logits.view(-1)[cells] += beside(values, logits)
 
 
 class Penalties:
@@ -224,14 +225,12 @@ class Penalties:
     def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
         self._count(rows, histories)
         where = torch.from_numpy(rows)
-        place = torch.from_numpy(at).to(logits.device)
-        presence, frequency, repetition = torch.from_numpy(self._factors[rows].T.copy()).to(
-            logits.device
-        )
+        place = beside(at, logits)
+        presence, frequency, repetition = beside(self._factors[rows].T.copy(), logits)
         logits[place] = self._ops.penalise(
             logits[place],
-            self._prompt_seen[where].to(logits.device),
-            self._output_counts[where].to(logits.device),
+            beside(self._prompt_seen[where], logits),
+            beside(self._output_counts[where], logits),
             presence,
             frequency,
             repetition,
@@ -274,4 +273,4 @@ def _cells(logits: Tensor, at: Rows, ids: Sequence[Tokens]) -> Tensor:
     if not sum(lengths):
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     cells = np.repeat(at, lengths) * logits.shape[1] + np.concatenate(ids)
-    return torch.from_numpy(cells).to(logits.device)
+    return beside(cells, logits)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..transfer import beside
+
 
 def heated(logits: Tensor, state: npt.NDArray[np.void]) -> Tensor:
     """Logits over temperature, largest 0: a small temperature gives minus infinity, not NaN."""
@@ -57,4 +59,4 @@ def keep(
 
 def column(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     """A column of the structured rows as a tensor beside `like`."""
-    return torch.from_numpy(values.copy()).to(like.device)
+    return beside(values.copy(), like)

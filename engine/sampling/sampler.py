@@ -27,6 +27,7 @@ from octavo.kernels.ops import Ops
 from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..step import NOTHING_LEFT, TokenLogprobs
+from ..transfer import beside
 from .logits import Histories, LogitsRule, Rows
 from .narrowing import column, heated, keep
 
@@ -367,4 +368,4 @@ def _named(
 
 
 def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:
-    return torch.from_numpy(at).to(like.device)
+    return beside(at, like)

@@ -16,7 +16,7 @@ from ..models.base import Model
 from ..params import SamplingParams
 from ..sampling.sampler import Drawn, Sampled, Sampler
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
-from ..transfer import Array, Transfer
+from ..transfer import Array, Transfer, beside
 from .gathering import LACKING, Work, gather
 from .graphs import Eager, Forwards
 from .pooling import pool
@@ -271,7 +271,7 @@ class Computer:
         part, row = work.slices[at], int(work.rows[at])
         count = min(part.count, int(self._table.prompt_lengths[row]) - 1 - part.start)
         following = self._table.token_ids[row, part.start + 1 : part.start + 1 + count]
-        targets = torch.from_numpy(following.astype(np.int64)).to(hidden.device)
+        targets = beside(following.astype(np.int64), hidden)
         first = sum(work.batch.query_lengths[:at])
         step = max(1, _SCORING_BYTES // (4 * self._model.config.vocab_size))
         named: list[TokenLogprobs] = []

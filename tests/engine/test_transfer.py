@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.engine.transfer import Pinned, Shared, Transfer, packed_bytes, transfer_to
+from octavo.engine.transfer import Pinned, Shared, Transfer, beside, packed_bytes, transfer_to
 
 CPU = torch.device("cpu")
 ARRAYS = (
@@ -131,3 +131,29 @@ def test_results_that_nobody_has_read_yet_are_not_written_over() -> None:
     made = {number for _, number in log}
     assert transfer.receive(torch.tensor([5]))()[0].tolist() == [5]
     assert {number for _, number in log} == made, "a buffer that was read is used again"
+
+
+def test_what_is_beside_already_is_not_copied() -> None:
+    array = np.arange(3)
+    assert beside(array, torch.zeros(1)).data_ptr() == array.ctypes.data
+    tensor = torch.ones(2)
+    assert beside(tensor, torch.zeros(1)) is tensor
+
+
+def test_what_goes_to_a_device_goes_from_page_locked_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def pinned_memory(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append("pinned")
+        return tensor
+
+    def to(tensor: torch.Tensor, *where: object, **how: object) -> torch.Tensor:
+        asked.append((*where, how))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    beside(np.arange(3), torch.zeros(1, device="meta"))
+    assert asked == ["pinned", (torch.device("meta"), {"non_blocking": True})]
