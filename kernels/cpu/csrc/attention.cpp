@@ -160,7 +160,7 @@ class Worker {
     for (int c = vector * kLanes + kLanes * h / heads(); c < stop; ++c) {
       const T* cell = cells.keys[c] + to_values;
       for (int64_t i = first; i < end; i += 64 / sizeof(T)) {
-        _mm_prefetch(reinterpret_cast<const char*>(cell + i), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(cell + i), _MM_HINT_T0);
       }
     }
   }
