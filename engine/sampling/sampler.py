@@ -96,6 +96,8 @@ class Sampler:
         vocab_size: columns of the logits.
         rules: in the order in which they apply.
         grammar: the rule that comes after them, where answers can be constrained.
+        unseen: the choice is narrowed by `ops.narrow` in whole rows, which takes more work, but
+            nobody to look how many columns it takes: for devices whose work the host runs ahead of.
     """
 
     def __init__(
@@ -105,10 +107,12 @@ class Sampler:
         ops: Ops,
         *,
         grammar: GrammarRule | None = None,
+        unseen: bool = False,
     ) -> None:
         self._vocab_size = vocab_size
         self._ops = ops
         self._grammar = grammar
+        self._unseen = unseen
         self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
         self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
@@ -287,7 +291,10 @@ class Sampler:
     ) -> Tensor:
         """The chosen token id of each row, int64 [rows]."""
         narrowed = state["narrowed"]
-        if not narrowed.any():
+        if self._unseen and narrowed.any():
+            names = ("temperature", "top_k", "top_p", "min_p")
+            self._ops.narrow(logits, *(column(state[name], logits) for name in names))
+        if self._unseen or not narrowed.any():
             return self._gumbel_argmax(logits, state, positions)
         chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         for members, draw in ((~narrowed, self._gumbel_argmax), (narrowed, self._draw_narrowed)):

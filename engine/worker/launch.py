@@ -20,6 +20,7 @@ from ..config import EngineConfig
 from ..device import (
     available_cores,
     available_memory,
+    has_streams,
     inter_token_target,
     memory_of,
     overlaps,
@@ -154,7 +155,9 @@ def launch(
     computer = Computer(
         model=model,
         kv=kv,
-        sampler=Sampler(numbers.vocab_size, rules, ops, grammar=grammar),
+        sampler=Sampler(
+            numbers.vocab_size, rules, ops, grammar=grammar, unseen=has_streams(device)
+        ),
         table=table,
         transfer=transfer,
         stream=stream,

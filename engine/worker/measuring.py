@@ -101,7 +101,7 @@ def take_stock(
     computer = Computer(
         model=model,
         kv=kv,
-        sampler=Sampler(numbers.vocab_size, rules, ops),
+        sampler=Sampler(numbers.vocab_size, rules, ops, unseen=True),
         table=SequenceTable(rows=len(step), longest=longest, block_size=config.block_size),
         transfer=transfer,
         stream=stream,

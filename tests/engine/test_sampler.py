@@ -26,8 +26,9 @@ EOS = (1, 3)
 INFINITY = math.inf
 
 
-def sampler(vocab_size: int) -> Sampler:
-    return Sampler(vocab_size, standard_rules(vocab_size, EOS, REFERENCE), REFERENCE)
+def sampler(vocab_size: int, *, unseen: bool = False) -> Sampler:
+    rules = standard_rules(vocab_size, EOS, REFERENCE)
+    return Sampler(vocab_size, rules, REFERENCE, unseen=unseen)
 
 
 def draw(
@@ -35,9 +36,11 @@ def draw(
     params: Sequence[SamplingParams],
     known: FakeHistories,
     seeds: Sequence[int] | None = None,
+    *,
+    unseen: bool = False,
 ) -> Sampled:
     """Sample row i with params[i]; the logits are left alone."""
-    chooser = sampler(logits.shape[1])
+    chooser = sampler(logits.shape[1], unseen=unseen)
     for row, (one, seed) in enumerate(zip(params, seeds or range(len(params)), strict=True)):
         chooser.admit(row, one, seed)
     return sample_now(chooser, logits.clone(), np.arange(len(params)), known)
@@ -390,3 +393,24 @@ def test_prompt_tokens_are_scored_under_the_own_distribution() -> None:
         assert named.logprob == own[i + 1].item()
         assert named.top_ids == tuple(own.topk(2).indices.tolist())
         assert named.rank == int((own > own[i + 1]).sum()) + 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_choice_is_the_same_where_nobody_looks_how_wide_it_is(seed: int) -> None:
+    """As it is narrowed on a GPU, which the host runs ahead of."""
+    choose = random.Random(seed)
+    params = [
+        SamplingParams(
+            temperature=choose.choice((0.0, 0.5, 1.0, 1.5)),
+            top_k=choose.choice((0, 1, 3, 40)),
+            top_p=choose.choice((1.0, 0.9, 0.5)),
+            min_p=choose.choice((0.0, 0.0, 0.05)),
+            logprobs=choose.choice((None, 2)),
+        )
+        for _ in range(60)
+    ]
+    logits = 3 * torch.randn(60, 500, generator=torch.Generator().manual_seed(seed))
+    known = histories([[1, 2, choose.randrange(500)] for _ in range(60)])
+    looked, unseen = (draw(logits, params, known, unseen=way) for way in (False, True))
+    assert unseen == looked
+    assert not unseen.errors
