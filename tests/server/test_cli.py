@@ -36,11 +36,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_config_show_prints_values_and_origins(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "show", "--port", "81", "--enforce-eager"]) == 0
+    assert main(["config", "show", "--port", "81", "--enable-chunked-prefill"]) == 0
     printed = capsys.readouterr()
     (row,) = (line for line in printed.out.splitlines() if line.startswith("port"))
     assert row.split() == ["port", "81", "--port"]
-    assert "--enforce-eager has no effect" in printed.err
+    assert "--enable-chunked-prefill has no effect" in printed.err
 
 
 @pytest.mark.parametrize(
