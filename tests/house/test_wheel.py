@@ -15,7 +15,7 @@ from octavo.kernels.cpu.build import LEVELS, find_compiler
 
 from .source import FOLDERS, ROOT
 
-DATA = (".json", ".toml", ".safetensors", ".md", ".jinja", ".cpp", ".h")
+DATA = (".json", ".toml", ".safetensors", ".md", ".jinja", ".cpp", ".cu", ".h")
 
 
 def tracked_files() -> list[Path]:
@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
     assert not strangers
     bundled = [p for p in sources if p.parts[:2] == ("engine", "bundled") and p.suffix != ".py"]
     assert {f"octavo/{p}" for p in bundled} <= held
-    kernels = [p for p in sources if p.suffix in (".cpp", ".h")]
+    kernels = [p for p in sources if p.suffix in (".cpp", ".cu", ".h")]
     assert kernels and {f"octavo/{p}" for p in kernels} <= held
 
 
