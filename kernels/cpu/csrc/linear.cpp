@@ -157,6 +157,7 @@ template <typename Step>
 void add_units(Tile<typename Step::X> tile, int rows, int units, int64_t number, int64_t tiles) {
   tile.ahead = kReadAhead;
   if (rows == 1) {  // fits the registers with all units, whatever kUnits is
+    tile.ahead = kReadAhead / 2;  // as fast as memory gives it: measured best nearer by
     switch (units) {
       case 1: return add_tile<Step, 1, 1, 1>(tile);
       case 2: return add_tile<Step, 1, 2, 2>(tile);
