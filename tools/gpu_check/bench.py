@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,11 +19,14 @@ from .report import Missing, Options, Report
 def run(options: Options, report: Report) -> None:
     with tempfile.TemporaryDirectory() as parent:
         nano = "tiny" if options.small else "qwen3-0.6b"
-        report.attempt("nano-vllm's load", lambda: _nano(nano, Path(parent), options, report))
+        large = "tiny" if options.small else "llama-3.1-8b"
+        bench = _Bench(Path(parent), options, report)
+        report.attempt("nano-vllm's load", lambda: bench.nano(nano))
+        report.attempt("1000/1000", lambda: bench.thousand(large))
+        report.attempt("1000/1000, fp8", lambda: bench.thousand(large, quantization="fp8"))
+        report.attempt("--deterministic", lambda: bench.nano(nano, deterministic=True))
         report.attempt("HF generate", lambda: _generate(nano, options, report))
         report.attempt("HF continuous batching", lambda: _continuous(nano, options, report))
-        large = "tiny" if options.small else "llama-3.1-8b"
-        report.attempt("8B 1000/1000", lambda: _thousand(large, Path(parent), options, report))
 
 
 def nano_load(small: bool, vocab: int) -> tuple[list[list[int]], list[int]]:
@@ -50,61 +55,77 @@ def floor_seconds(
     return total
 
 
-def _nano(shape: str, parent: Path, options: Options, report: Report) -> None:
-    given, outputs = nano_load(options.small, SHAPES[shape]["vocab_size"])
-    device = torch.device(options.device)
-    engine = _engine(shape, parent, options, seqs=len(given), length=4096)
-    try:
-        engine.record_graphs()
-        engine.add("warm-up", given[0], max_tokens=4)
-        engine.run()
-        for number, (prompt, length) in enumerate(zip(given, outputs, strict=True)):
-            engine.add(f"r{number}", prompt, max_tokens=length, temperature=0.6, seed=number)
-        took = engine.run()
-    finally:
-        engine.close()
-    assert [len(engine.tokens[f"r{n}"]) for n in range(len(given))] == outputs
-    ceilings = measure(device, small=options.small)
-    lengths = [(len(p), n) for p, n in zip(given, outputs, strict=True)]
-    least = floor_seconds(shape, lengths, ceilings.bandwidth, ceilings.flops)
-    report.figure(
-        f"nano-vllm's load, {shape}", sum(outputs) / took, "tokens/s",
-        share=least / took, of="the floor on this machine",
-    )  # fmt: skip
+class _Bench:
+    """Loads of many requests at once, without a front end."""
 
+    def __init__(self, parent: Path, options: Options, report: Report) -> None:
+        self._parent, self._options, self._report = parent, options, report
 
-def _thousand(shape: str, parent: Path, options: Options, report: Report) -> None:
-    count, length = (2, 20) if options.small else (256, 1000)
-    engine = _engine(shape, parent, options, seqs=count, length=2048)
-    try:
-        engine.record_graphs()
+    def nano(self, shape: str, **settings: Any) -> None:
+        given, outputs = nano_load(self._options.small, SHAPES[shape]["vocab_size"])
+        work = list(zip(given, outputs, strict=True))
+        took = self._run(shape, work, length=4096, temperature=0.6, settings=settings)
+        name = f"nano-vllm's load, {shape}"
+        self._told(f"{name}{_said(settings)}", shape, work, took)
+
+    def thousand(self, shape: str, **settings: Any) -> None:
+        count, length = (2, 20) if self._options.small else (256, 1000)
         vocab = SHAPES[shape]["vocab_size"]
-        for number, prompt in enumerate(prompts(count, length, length, vocab=vocab)):
-            engine.add(f"r{number}", prompt, max_tokens=length, temperature=0.0)
-        took = engine.run()
-    finally:
-        engine.close()
-    ceilings = measure(torch.device(options.device), small=options.small)
-    least = floor_seconds(shape, [(length, length)] * count, ceilings.bandwidth, ceilings.flops)
-    report.figure(
-        f"{count} requests of {length}/{length}, {shape}", count * length / took, "tokens/s",
-        share=least / took, of="the floor on this machine",
-    )  # fmt: skip
+        work = [(prompt, length) for prompt in prompts(count, length, length, vocab=vocab)]
+        took = self._run(shape, work, length=2048, temperature=0.0, settings=settings)
+        name = f"{count} requests of {length}/{length}, {shape}"
+        self._told(f"{name}{_said(settings)}", shape, work, took)
+
+    def _run(
+        self,
+        shape: str,
+        work: list[tuple[list[int], int]],
+        *,
+        length: int,
+        temperature: float,
+        settings: Mapping[str, Any],
+    ) -> float:
+        small, device = self._options.small, self._options.device
+        fixed = ("cuda.deterministic",) if settings.get("deterministic") else ()
+        providers = {device: (*fixed, "cuda", "reference")}
+        engine = Offline(
+            folder_of(shape, self._parent),
+            device=device,
+            providers=providers if small else None,
+            max_num_seqs=len(work),
+            max_num_batched_tokens=64 if small else 8192,
+            max_model_len=128 if small else length,
+            kv_memory=(8 << 20) if small else None,
+            itl_target=0.0,
+            prefix_caching=False,
+            **settings,
+        )
+        try:
+            engine.record_graphs()
+            engine.add("warm-up", work[0][0], max_tokens=4)
+            engine.run()
+            for number, (prompt, tokens) in enumerate(work):
+                engine.add(
+                    f"r{number}", prompt, max_tokens=tokens, temperature=temperature, seed=number
+                )
+            took = engine.run()
+        finally:
+            engine.close()
+        assert [len(engine.tokens[f"r{n}"]) for n in range(len(work))] == [n for _, n in work]
+        return took
+
+    def _told(self, name: str, shape: str, work: list[tuple[list[int], int]], took: float) -> None:
+        ceilings = measure(torch.device(self._options.device), small=self._options.small)
+        lengths = [(len(prompt), tokens) for prompt, tokens in work]
+        least = floor_seconds(shape, lengths, ceilings.bandwidth, ceilings.flops)
+        tokens = sum(tokens for _, tokens in work)
+        self._report.figure(
+            name, tokens / took, "tokens/s", share=least / took, of="the bfloat16 floor here"
+        )
 
 
-def _engine(shape: str, parent: Path, options: Options, *, seqs: int, length: int) -> Offline:
-    small = options.small
-    return Offline(
-        folder_of(shape, parent),
-        device=options.device,
-        providers={options.device: ("cuda", "reference")} if small else None,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=64 if small else 8192,
-        max_model_len=128 if small else length,
-        kv_memory=(8 << 20) if small else None,
-        itl_target=0.0,
-        prefix_caching=False,
-    )
+def _said(settings: Mapping[str, Any]) -> str:
+    return "".join(f", {key}={value}" for key, value in settings.items())
 
 
 def _generate(shape: str, options: Options, report: Report) -> None:
