@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,19 @@ _ROW = np.dtype(
         ("bound", np.bool_),  # whether a rule applies that depends on what has been said
     ]
 )
+
+
+class Draws(Protocol):
+    """Draws for rows of which nothing but a token is wanted, and that nothing shapes or narrows:
+    what `plain_draw` gives, in one call, where somebody has that ready for these logits."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        temperature: npt.NDArray[np.float32],
+        seeds: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+    ) -> tuple[Tensor, Tensor] | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +111,7 @@ class Sampler:
         grammar: the rule that comes after them, where answers can be constrained.
         unseen: the choice is narrowed by `ops.narrow` in whole rows, which takes more work, but
             nobody to look how many columns it takes: for devices whose work the host runs ahead of.
+        draws: asked first, where a step wants nothing but plain draws.
     """
 
     def __init__(
@@ -108,11 +122,13 @@ class Sampler:
         *,
         grammar: GrammarRule | None = None,
         unseen: bool = False,
+        draws: Draws | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._ops = ops
         self._grammar = grammar
         self._unseen = unseen
+        self._draws = draws
         self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
         self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
@@ -195,8 +211,20 @@ class Sampler:
         """
         with self._lock:
             state = self._rows[rows]
-            largest = logits.amax(-1)  # NaN where there is one
             asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
+            plain = not (len(asked) or state["shaped"].any() or state["narrowed"].any())
+            if plain and self._draws is not None:
+                numbers = (state["temperature"], state["seed"], histories.lengths[rows])
+                if (drawn := self._draws(logits, *map(np.ascontiguousarray, numbers))) is not None:
+                    chosen, outcomes = drawn
+                    return Drawn(
+                        token_ids=chosen,
+                        tensors=(outcomes,),
+                        asked=asked,
+                        counts=state["logprobs"][asked],
+                        failures={},
+                    )
+            largest = logits.amax(-1)  # NaN where there is one
             own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
             self._shape(logits, rows, state["shaped"], histories)
             failures = self._failures(rows)
@@ -346,6 +374,14 @@ class Sampler:
             open_rows = open_rows[~complete.numpy(force=True)]
             width = min(8 * width, logits.shape[1])
         return chosen
+
+
+def plain_draw(
+    ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
+    chosen = ops.gumbel_argmax(logits, temperature, seeds, positions)
+    return chosen, _outcomes(logits.amax(-1), logits, chosen)
 
 
 def _outcomes(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -28,51 +28,19 @@ from ..batch import Batch
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
+from ..transfer import Array, beside
+from .padding import Key, StaticBatch
 
 log = logging.getLogger(__name__)
 
 Yield = tuple[Tensor, Tensor]
 """Hidden states [tokens, hidden], and logits of `batch.logits_rows`, float32 [rows, vocab]."""
+Draw = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`sampling.sampler.plain_draw` of some ops."""
 
-LARGEST = 512  # sequences
-_SHORT = 8192  # tokens of context: the first graphs are for contexts up to this
-_LONG_ROWS = 64  # sequences of a graph for contexts of any length: with more, launches are hidden
 _OFTEN = 16  # steps that would have used a graph, until a busy server stops to record it
 _PAUSE = 1.0  # seconds between two recordings of a busy server
 _FLOOR = 512 << 20  # bytes that stay free
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """What a graph is for."""
-
-    longest: int  # tokens of context, at most
-    rows: int  # sequences, padding included
-    queries: int  # tokens of each
-
-
-def sizes(most: int) -> tuple[int, ...]:
-    """Numbers of sequences to record graphs for: 1, 2, 4, 8, then in steps that pad little, up to
-    what covers `most`."""
-    steps = (1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, LARGEST + 1, 32))
-    below = tuple(size for size in steps if size < most)
-    return (*below, *steps[len(below) : len(below) + 1])
-
-
-def keys_for(most: int, longest: int, queries: Sequence[int] = (1,)) -> tuple[Key, ...]:
-    """The graphs worth having, those first that are.
-
-    Args:
-        most: sequences that may run at the same time.
-        longest: tokens of the longest context.
-        queries: tokens of a slice that steps may be uniform in.
-    """
-    short = min(longest, _SHORT)
-    found = [Key(short, rows, count) for count in queries for rows in reversed(sizes(most))]
-    if longest > short:
-        rows_of_long = [rows for rows in reversed(sizes(most)) if rows <= _LONG_ROWS]
-        found += [Key(longest, rows, count) for count in queries for rows in rows_of_long]
-    return tuple(found)
 
 
 class Forwards(Protocol):
@@ -88,6 +56,11 @@ class Forwards(Protocol):
 
     def __call__(self, batch: Batch) -> Yield:
         """Stores the batch's keys and values. What it returns is good until the next call."""
+
+    def draw(
+        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+    ) -> tuple[Tensor, Tensor] | None:
+        """See `sampling.sampler.Draws`."""
 
     def improve(self, *, idle: bool) -> bool:
         """Record a graph, if one is missing and this is a good moment. Returns whether any is
@@ -110,6 +83,11 @@ class Eager:
         wanted = hidden if batch.all_logits else hidden[batch.logits_rows]
         return hidden, self._model.logits(wanted)
 
+    def draw(
+        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+    ) -> tuple[Tensor, Tensor] | None:
+        return None
+
     def improve(self, *, idle: bool) -> bool:
         return False
 
@@ -124,7 +102,9 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Records work of a device."""
 
-    def record(self, work: Callable[[], Yield]) -> tuple[Recording, Yield]:
+    def record(
+        self, work: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Recording, tuple[Tensor, Tensor]]:
         """Do the work once, so that all it needs is there; then record it. Returns the tensors
         that each replay writes."""
 
@@ -141,7 +121,9 @@ class GpuRecorder:
         # Libraries keep a workspace for each stream: warmed on the one that records.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def record(self, work: Callable[[], Yield]) -> tuple[Recording, Yield]:
+    def record(
+        self, work: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Recording, tuple[Tensor, Tensor]]:
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream):
             work()
@@ -157,64 +139,6 @@ class GpuRecorder:
         return torch.cuda.mem_get_info(self._device)[0]
 
 
-class StaticBatch:
-    """The memory that recorded kernels read their batch from, large enough for the largest."""
-
-    def __init__(
-        self, *, rows: int, queries: int, longest: int, block_size: int, device: torch.device
-    ) -> None:
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        tokens = rows * queries
-        self._token_ids = zeros(tokens, dtype=torch.int64)
-        self._positions = zeros(tokens, dtype=torch.int64)
-        self._slots = zeros(tokens, dtype=torch.int64)
-        self._logits_rows = zeros(tokens, dtype=torch.int64)
-        self._contexts = zeros(rows, dtype=torch.int32)
-        self._tables = zeros(rows, -(-longest // block_size), dtype=torch.int32)
-        counts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self._offsets = {count: counts * count for count in range(1, queries + 1)}
-
-    def of(self, key: Key) -> Batch:
-        """The part of it that a graph is recorded with."""
-        rows, tokens = key.rows, key.rows * key.queries
-        return Batch(
-            token_ids=self._token_ids[:tokens],
-            positions=self._positions[:tokens],
-            query_offsets=self._offsets[key.queries][: rows + 1],
-            context_lengths=self._contexts[:rows],
-            block_tables=self._tables[:rows],
-            slot_mapping=self._slots[:tokens],
-            logits_rows=self._logits_rows[:tokens],
-            query_lengths=(key.queries,) * rows,
-            context_lengths_host=(key.longest,) * rows,
-        )
-
-    def fill(self, key: Key, batch: Batch | None) -> None:
-        """Copy a batch there; what is left of the key's rows is padding: it stores nothing (slot
-        -1) and attends to nothing (length 0). None: padding only."""
-        rows = 0 if batch is None else len(batch.query_lengths)
-        tokens = rows * key.queries
-        if batch is not None:
-            width = batch.block_tables.shape[1]
-            pairs = (
-                (self._token_ids[:tokens], batch.token_ids),
-                (self._positions[:tokens], batch.positions),
-                (self._slots[:tokens], batch.slot_mapping),
-                (self._logits_rows[:tokens], batch.logits_rows),
-                (self._contexts[:rows], batch.context_lengths),
-                (self._tables[:rows, :width], batch.block_tables),
-            )
-            for place, given in pairs:
-                place.copy_(given, non_blocking=True)
-        if rows < key.rows:
-            end = key.rows * key.queries
-            self._slots[tokens:end].fill_(-1)
-            self._logits_rows[tokens:end].zero_()
-            self._contexts[rows : key.rows].zero_()
-
-
 class Graphed:
     """Replays what has been recorded, and computes the rest kernel by kernel."""
 
@@ -225,13 +149,20 @@ class Graphed:
         keys: Sequence[Key],
         static: StaticBatch,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        draw: Draw | None = None,
     ) -> None:
+        """`draw`: recorded by itself behind each forward pass, so that what comes late, a grammar's
+        mask, holds up the draw alone."""
         self._compute = compute
         self._recorder = recorder
         self._static = static
         self._clock = clock
         self._missing = list(keys)
         self._graphs: dict[Key, tuple[Recording, Yield]] = {}
+        self._draw = draw
+        self._draws: dict[Key, tuple[Recording, tuple[Tensor, Tensor]]] = {}
+        self._replayed: Key | None = None  # by the last call
         self._wanted: Counter[Key] = Counter()
         self._last = float("-inf")
         self._seconds = 0.0
@@ -243,7 +174,7 @@ class Graphed:
         return len(self._graphs)
 
     def __call__(self, batch: Batch) -> Yield:
-        key = self._key(batch, self._graphs)
+        self._replayed = key = self._key(batch, self._graphs)
         if key is None:
             wanted = self._key(batch, self._missing)
             if wanted is not None:
@@ -254,6 +185,24 @@ class Graphed:
         recording.replay()
         tokens = len(batch.token_ids)
         return hidden[:tokens], logits[:tokens]
+
+    def draw(
+        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+    ) -> tuple[Tensor, Tensor] | None:
+        """Replays the draw from the logits of the last call, if that was a replay."""
+        key = self._replayed
+        if key not in self._draws or logits.data_ptr() != self._graphs[key][1][1].data_ptr():
+            return None
+        count, static = len(logits), self._static
+        for place, values in (
+            (static.temperature, temperature),
+            (static.seeds, seeds),
+            (static.draw_positions, positions),
+        ):
+            place[:count].copy_(beside(values, place))
+        recording, (chosen, outcomes) = self._draws[key]
+        recording.replay()
+        return chosen[:count], outcomes[:count]
 
     def improve(self, *, idle: bool) -> bool:
         if not self._missing:
@@ -297,7 +246,10 @@ class Graphed:
         batch = self._static.of(key)
         try:
             with torch.inference_mode():
-                self._graphs[key] = self._recorder.record(lambda: self._compute(batch))
+                graph = self._recorder.record(lambda: self._compute(batch))
+                if self._draw is not None:
+                    self._draws[key] = self._recorder.record(self._drawing(key, graph[1][1]))
+                self._graphs[key] = graph
         except Exception as error:
             check_alive(error)
             if not is_out_of_memory(error):
@@ -310,6 +262,13 @@ class Graphed:
         self._last = self._clock()
         self._seconds += self._last - began
         self._tell()
+
+    def _drawing(self, key: Key, logits: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """A draw from the logits that the key's forward pass leaves behind."""
+        assert self._draw is not None
+        static, rows = self._static, key.rows * key.queries
+        numbers = (static.temperature[:rows], static.seeds[:rows], static.draw_positions[:rows])
+        return partial(self._draw, logits, *numbers)
 
     def _give_up(self, key: Key, why: str) -> None:
         """Once the larger ones, then all that are missing."""

@@ -35,13 +35,13 @@ from ..params import SamplingParams
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.logits import standard_rules
-from ..sampling.sampler import Sampler
+from ..sampling.sampler import Sampler, plain_draw
 from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
 from .cores import Cores, cpu_seconds_of
-from .graphs import Eager, Forwards, GpuRecorder, Graphed, Key, StaticBatch, keys_for
+from .graphs import Eager, Forwards, GpuRecorder, Graphed
 from .ledger import allocated
 from .measuring import take_stock
 from .memory import (
@@ -51,6 +51,7 @@ from .memory import (
     plan_memory,
     size,
 )
+from .padding import Key, StaticBatch, keys_for
 from .runner import Runner
 from .sequences import SequenceTable
 from .stream import AtOnce, Stream
@@ -151,12 +152,17 @@ def launch(
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
-    forwards = _forwards(config, model, kv, device, memory.max_model_len)
+    forwards = _forwards(config, model, kv, device, ops, memory.max_model_len)
     computer = Computer(
         model=model,
         kv=kv,
         sampler=Sampler(
-            numbers.vocab_size, rules, ops, grammar=grammar, unseen=has_streams(device)
+            numbers.vocab_size,
+            rules,
+            ops,
+            grammar=grammar,
+            unseen=has_streams(device),
+            draws=forwards.draw if forwards.planned else None,
         ),
         table=table,
         transfer=transfer,
@@ -218,7 +224,12 @@ def _graph_keys(config: EngineConfig, model: Model, longest: int | None = None) 
 
 
 def _forwards(
-    config: EngineConfig, model: Model, kv: KVCache, device: torch.device, longest: int
+    config: EngineConfig,
+    model: Model,
+    kv: KVCache,
+    device: torch.device,
+    ops: Ops,
+    longest: int,
 ) -> Forwards:
     eager = Eager(model, kv)
     keys = _graph_keys(config, model, longest)
@@ -231,7 +242,7 @@ def _forwards(
         block_size=config.block_size,
         device=device,
     )
-    return Graphed(eager, GpuRecorder(device), keys, static)
+    return Graphed(eager, GpuRecorder(device), keys, static, draw=partial(plain_draw, ops))
 
 
 def _plan(

@@ -17,10 +17,10 @@ from ..sampling.sampler import Sampler
 from ..step import History, Slice, Wants
 from ..transfer import Transfer
 from .computer import Computer
-from .graphs import LARGEST
 from .halves import Compute
 from .ledger import Ledger, graph_bytes
 from .memory import GPU_UTILIZATION, size
+from .padding import LARGEST
 from .sequences import SequenceTable
 from .stream import Stream
 

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from octavo.engine.batch import Batch
 from octavo.engine.core import Engine
@@ -18,15 +20,8 @@ from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.params import SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.worker import launch as launching
-from octavo.engine.worker.graphs import (
-    Graphed,
-    Key,
-    Recording,
-    StaticBatch,
-    Yield,
-    keys_for,
-    sizes,
-)
+from octavo.engine.worker.graphs import Graphed, Recording, Yield
+from octavo.engine.worker.padding import Key, StaticBatch, keys_for, sizes
 
 from .loop import request
 from .test_ledger import FakeMemory
@@ -276,6 +271,38 @@ def test_what_cannot_be_recorded_is_told_and_computed(caplog: pytest.LogCaptureF
     assert compute.batches[-1] is batch and forwards.planned == 0
 
 
+def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Yield:
+    """Something of all four that tells rows apart."""
+    mixed = logits.sum(1) + temperature * 3 + seeds * 5 + positions * 7
+    return mixed, mixed + 1
+
+
+def test_a_draw_is_replayed_from_the_logits_of_the_last_replay() -> None:
+    forwards, compute, recorder = graphed(keys_for(8, 64))
+    static = StaticBatch(rows=8, queries=1, longest=64, block_size=BLOCK, device=CPU)
+    forwards = Graphed(compute, recorder, keys_for(8, 64), static, lambda: 0.0, draw=draw)
+    record_all(forwards)
+    for count in (5, 8, 2, 5):
+        batch = batch_of([9] * count)
+        _, logits = forwards(batch)
+        replays = recorder.replays
+        numbers = (
+            np.linspace(0, 1, count).astype(np.float32),
+            np.arange(count) + 10,
+            np.arange(count) * 2,
+        )
+        drawn = forwards.draw(logits, *numbers)
+        assert drawn is not None and recorder.replays == replays + 1
+        expected = draw(logits, *map(torch.from_numpy, numbers))
+        for got, wanted in zip(drawn, expected, strict=True):
+            assert torch.equal(got, wanted)
+        assert forwards.draw(logits.clone(), *numbers) is None  # not where the graph reads
+        some = forwards.draw(logits[:1], *(n[:1] for n in numbers))  # the rest was searched
+        assert some is not None and torch.equal(some[0], expected[0][:1])
+    _, logits = forwards(batch_of([70]))
+    assert forwards.draw(logits, *(n[:1] for n in numbers)) is None  # that was no replay
+
+
 def answers(folder: Path, *, record_after: int | None) -> tuple[dict[str, list[int]], FakeRecorder]:
     """Tokens of a few requests by the GPU's kernels; graphs are recorded after so many steps, or
     never."""
@@ -316,5 +343,5 @@ def test_an_engine_that_replays_gives_the_same_tokens(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     expected, _ = answers(tmp_path, record_after=None)
     got, recorder = answers(tmp_path, record_after=3)
-    assert recorder.replays >= 3
+    assert recorder.replays >= 6  # of forward passes, and as many of draws
     assert got == expected

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from octavo.engine.params import SamplingParams
 from octavo.engine.sampling.logits import standard_rules
-from octavo.engine.sampling.sampler import Sampled, Sampler
+from octavo.engine.sampling.sampler import Sampled, Sampler, plain_draw
 from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.sampling import gumbel
 
@@ -414,3 +414,29 @@ def test_the_choice_is_the_same_where_nobody_looks_how_wide_it_is(seed: int) -> 
     looked, unseen = (draw(logits, params, known, unseen=way) for way in (False, True))
     assert unseen == looked
     assert not unseen.errors
+
+
+def test_plain_draws_may_be_somebody_elses() -> None:
+    """Only where nothing but tokens is wanted of all rows, and nothing shapes or narrows them."""
+    asked: list[list[float]] = []
+
+    def draws(logits: torch.Tensor, temperature: Any, seeds: Any, positions: Any) -> Any:
+        asked.append(temperature.tolist())
+        numbers = map(torch.from_numpy, (temperature, seeds, positions))
+        return plain_draw(REFERENCE, logits, *numbers)
+
+    plain = (SamplingParams(temperature=0.0), SamplingParams(temperature=1.0))
+    known = histories([[1, 2], [3]])
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    logits[0, 3] = float("nan")
+    expected = draw(logits, plain, known)
+    assert expected.errors
+    for other in (None, {"top_k": 5}, {"logprobs": 1}, {"frequency_penalty": 1.0}):
+        params = (plain[0], plain[1] if other is None else SamplingParams(**other))
+        chooser = Sampler(50, standard_rules(50, EOS, REFERENCE), REFERENCE, draws=draws)
+        for row, one in enumerate(params):
+            chooser.admit(row, one, row)
+        got = sample_now(chooser, logits.clone(), np.arange(2), known)
+        assert asked == [[0.0, 1.0]]
+        if other is None:
+            assert got == expected

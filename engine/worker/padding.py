@@ -1,0 +1,109 @@
+"""Numbers of sequences that steps are padded to, and the memory in which padded batches lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+
+LARGEST = 512  # sequences
+_SHORT = 8192  # tokens of context: the first graphs are for contexts up to this
+_LONG_ROWS = 64  # sequences of a graph for contexts of any length: with more, launches are hidden
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """What a graph is for."""
+
+    longest: int  # tokens of context, at most
+    rows: int  # sequences, padding included
+    queries: int  # tokens of each
+
+
+def sizes(most: int) -> tuple[int, ...]:
+    """Numbers of sequences to record graphs for: 1, 2, 4, 8, then in steps that pad little, up to
+    what covers `most`."""
+    steps = (1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, LARGEST + 1, 32))
+    below = tuple(size for size in steps if size < most)
+    return (*below, *steps[len(below) : len(below) + 1])
+
+
+def keys_for(most: int, longest: int, queries: Sequence[int] = (1,)) -> tuple[Key, ...]:
+    """The graphs worth having, those first that are.
+
+    Args:
+        most: sequences that may run at the same time.
+        longest: tokens of the longest context.
+        queries: tokens of a slice that steps may be uniform in.
+    """
+    short = min(longest, _SHORT)
+    found = [Key(short, rows, count) for count in queries for rows in reversed(sizes(most))]
+    if longest > short:
+        rows_of_long = [rows for rows in reversed(sizes(most)) if rows <= _LONG_ROWS]
+        found += [Key(longest, rows, count) for count in queries for rows in rows_of_long]
+    return tuple(found)
+
+
+class StaticBatch:
+    """The memory that recorded kernels read their batch from, large enough for the largest."""
+
+    def __init__(
+        self, *, rows: int, queries: int, longest: int, block_size: int, device: torch.device
+    ) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        tokens = rows * queries
+        self._token_ids = zeros(tokens, dtype=torch.int64)
+        self._positions = zeros(tokens, dtype=torch.int64)
+        self._slots = zeros(tokens, dtype=torch.int64)
+        self._logits_rows = zeros(tokens, dtype=torch.int64)
+        self._contexts = zeros(rows, dtype=torch.int32)
+        self.temperature = zeros(tokens, dtype=torch.float32)
+        self.seeds = zeros(tokens, dtype=torch.int64)
+        self.draw_positions = zeros(tokens, dtype=torch.int64)
+        self._tables = zeros(rows, -(-longest // block_size), dtype=torch.int32)
+        counts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._offsets = {count: counts * count for count in range(1, queries + 1)}
+
+    def of(self, key: Key) -> Batch:
+        """The part of it that a graph is recorded with."""
+        rows, tokens = key.rows, key.rows * key.queries
+        return Batch(
+            token_ids=self._token_ids[:tokens],
+            positions=self._positions[:tokens],
+            query_offsets=self._offsets[key.queries][: rows + 1],
+            context_lengths=self._contexts[:rows],
+            block_tables=self._tables[:rows],
+            slot_mapping=self._slots[:tokens],
+            logits_rows=self._logits_rows[:tokens],
+            query_lengths=(key.queries,) * rows,
+            context_lengths_host=(key.longest,) * rows,
+        )
+
+    def fill(self, key: Key, batch: Batch | None) -> None:
+        """Copy a batch there; what is left of the key's rows is padding: it stores nothing (slot
+        -1) and attends to nothing (length 0). None: padding only."""
+        rows = 0 if batch is None else len(batch.query_lengths)
+        tokens = rows * key.queries
+        if batch is not None:
+            width = batch.block_tables.shape[1]
+            pairs = (
+                (self._token_ids[:tokens], batch.token_ids),
+                (self._positions[:tokens], batch.positions),
+                (self._slots[:tokens], batch.slot_mapping),
+                (self._logits_rows[:tokens], batch.logits_rows),
+                (self._contexts[:rows], batch.context_lengths),
+                (self._tables[:rows, :width], batch.block_tables),
+            )
+            for place, given in pairs:
+                place.copy_(given, non_blocking=True)
+        if rows < key.rows:
+            end = key.rows * key.queries
+            self._slots[tokens:end].fill_(-1)
+            self._logits_rows[tokens:end].zero_()
+            self._contexts[rows : key.rows].zero_()
