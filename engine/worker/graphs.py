@@ -163,6 +163,7 @@ class Graphed:
         self._draw = draw
         self._draws: dict[Key, tuple[Recording, tuple[Tensor, Tensor]]] = {}
         self._replayed: Key | None = None  # by the last call
+        self._results: Yield | None = None  # of whichever graph was replayed last
         self._wanted: Counter[Key] = Counter()
         self._last = float("-inf")
         self._seconds = 0.0
@@ -246,7 +247,7 @@ class Graphed:
         batch = self._static.of(key)
         try:
             with torch.inference_mode():
-                graph = self._recorder.record(lambda: self._compute(batch))
+                graph = self._recorder.record(lambda: self._kept(self._compute(batch)))
                 if self._draw is not None:
                     self._draws[key] = self._recorder.record(self._drawing(key, graph[1][1]))
                 self._graphs[key] = graph
@@ -262,6 +263,21 @@ class Graphed:
         self._last = self._clock()
         self._seconds += self._last - began
         self._tell()
+
+    def _kept(self, made: Yield) -> Yield:
+        """Copied to where the results of all graphs go: logits are large, and each graph would keep
+        its own. The copy costs less than a hundredth of a large step."""
+        hidden, logits = made
+        if self._results is None:
+            rows = self._static.tokens
+            self._results = (
+                hidden.new_empty(rows, *hidden.shape[1:]),
+                logits.new_empty(rows, *logits.shape[1:]),
+            )
+        places = (self._results[0][: len(hidden)], self._results[1][: len(logits)])
+        for place, tensor in zip(places, made, strict=True):
+            place.copy_(tensor)
+        return places
 
     def _drawing(self, key: Key, logits: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """A draw from the logits that the key's forward pass leaves behind."""

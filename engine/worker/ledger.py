@@ -66,12 +66,13 @@ class Ledger:
 
 
 def graph_bytes(
-    *, layers: int, graphs: int, largest_tokens: int, step_tokens: int, peak: int
+    *, layers: int, graphs: int, largest_tokens: int, step_tokens: int, peak: int, vocab_size: int
 ) -> int:
     """An estimate of what recorded graphs take.
 
     Their temporaries lie in one pool, as large as the largest graph's: a share of the `peak` of a
-    step of `step_tokens`. Each graph also has its nodes in the driver: some twelve kernels a layer,
+    step of `step_tokens`, and the logits of all its rows: as the product gives them, widened, and
+    where they are left. Each graph also has its nodes in the driver: some twelve kernels a layer,
     each a few kilobytes. The estimate has not been compared with a GPU's figures yet.
 
     Args:
@@ -81,10 +82,12 @@ def graph_bytes(
     if not graphs:
         return 0
     pool = peak * largest_tokens // max(1, step_tokens)
+    logits = largest_tokens * vocab_size * _LOGIT_BYTES
     nodes = graphs * (_GRAPH_BYTES + layers * _LAYER_NODES * _NODE_BYTES)
-    return min(pool, peak) + nodes
+    return min(pool, peak) + logits + nodes
 
 
+_LOGIT_BYTES = 2 + 4 + 4
 _GRAPH_BYTES = 1 << 20
 _LAYER_NODES = 12
 _NODE_BYTES = 16 << 10

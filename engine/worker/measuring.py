@@ -132,5 +132,6 @@ def take_stock(
             largest_tokens=min(config.max_num_seqs, LARGEST),
             step_tokens=config.max_num_batched_tokens,
             peak=peak,
+            vocab_size=numbers.vocab_size,
         ),
     )

@@ -151,6 +151,7 @@ def test_a_replay_gives_what_the_batch_gives(
     """Also after a larger batch has been where the smaller one's padding is."""
     forwards, compute, recorder = graphed(keys_for(9, 64, (1, 3)))
     record_all(forwards)
+    addresses = set()
     for number, contexts in enumerate((first, second, first), 1):
         batch = batch_of(contexts, queries)
         expected = Compute()(batch)
@@ -161,6 +162,7 @@ def test_a_replay_gives_what_the_batch_gives(
         padded = compute.batches[-1]
         rows, tokens = len(contexts), len(batch.token_ids)
         assert (padded.slot_mapping[tokens:] == -1).all()
+        addresses.add(tuple(tensor.data_ptr() for tensor in got))
         assert (padded.context_lengths[rows:] == 0).all()
         assert (padded.logits_rows < len(padded.token_ids)).all()
         assert torch.equal(padded.context_lengths[:rows], batch.context_lengths)
@@ -170,6 +172,7 @@ def test_a_replay_gives_what_the_batch_gives(
             queries * i for i in range(len(padded.context_lengths) + 1)
         ]
         assert padded.query_lengths == (queries,) * len(padded.context_lengths)
+    assert len(addresses) == 1  # one place for the logits of all graphs
 
 
 def test_recording_stores_and_attends_to_nothing() -> None:

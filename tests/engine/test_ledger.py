@@ -101,11 +101,19 @@ def test_swap_space_beyond_the_host_is_refused() -> None:
 
 
 def test_graphs_share_a_pool_and_have_nodes_each() -> None:
-    none = graph_bytes(layers=36, graphs=0, largest_tokens=512, step_tokens=8192, peak=GIB)
-    assert none == 0
-    few = graph_bytes(layers=36, graphs=4, largest_tokens=512, step_tokens=8192, peak=GIB)
-    many = graph_bytes(layers=36, graphs=40, largest_tokens=512, step_tokens=8192, peak=GIB)
-    assert GIB // 16 < few < many < GIB
+    def estimate(graphs: int, vocab_size: int = 1000) -> int:
+        return graph_bytes(
+            layers=36,
+            graphs=graphs,
+            largest_tokens=512,
+            step_tokens=8192,
+            peak=GIB,
+            vocab_size=vocab_size,
+        )
+
+    assert estimate(0) == 0
+    assert GIB // 16 < estimate(4) < estimate(40) < GIB
+    assert estimate(4, 151_000) - estimate(4) == 512 * 150_000 * 10
 
 
 class Card:
