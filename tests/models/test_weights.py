@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from octavo.engine import weights
 from octavo.engine.bundled import TARGET
 from octavo.engine.errors import BrokenCheckpoint, ConfigError
 from octavo.engine.models.base import Model
@@ -79,8 +80,6 @@ def test_weights_are_cast_on_the_way(stored: torch.dtype, tmp_path: Path) -> Non
 
 def read_back(folder: Path) -> list[tuple[str, Tensor]]:
     """The loaded tensors by their names in the checkpoint, from a model not yet finished."""
-    from octavo.engine import weights
-
     kept: list[tuple[str, Tensor]] = []
     original = Model.finish
 
@@ -143,6 +142,24 @@ def test_random_weights_need_no_files_and_are_always_the_same(tmp_path: Path) ->
     )
     assert torch.equal(one, two)
     assert one.isfinite().all() and one.std() > 0
+
+
+@pytest.mark.parametrize("drawn", [100, 1000, 1 << 22])
+def test_random_weights_of_a_large_tensor_are_a_part_that_is_repeated(
+    drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_DRAWN", drawn)
+    tensor = torch.full((70, 30), float("nan"))
+    weights._repeat_normals(tensor, torch.Generator().manual_seed(0))
+    rows = min(70, drawn // 30)
+    for begin in range(0, 70, rows):
+        part = tensor[begin : begin + rows]
+        assert torch.equal(part, tensor[: len(part)])
+    assert 0.01 < tensor.std() < 0.03
+    assert len(tensor[:rows].unique()) > 25 * rows
+    vector = torch.full((3,), float("nan"))
+    weights._repeat_normals(vector, torch.Generator().manual_seed(0))
+    assert vector.isfinite().all()
 
 
 MEASURE = """
