@@ -24,6 +24,7 @@ from octavo.kernels.cuda import (
     activation,
     attention,
     cache,
+    float8,
     matmul,
     narrowing,
     norm,
@@ -53,6 +54,14 @@ def variants() -> Iterator[Variant]:
             constants = {"ADD": add, "BLOCK": 4096, "UPCAST": False}
             yield f"norm {dtype} add={add}", norm.rms_norm_kernel, types, constants, 8
         yield from _matmul(dtype)
+        types = {
+            "x": f"*{dtype}",
+            "out": "*u8",
+            "scales": "*fp32",
+            "x_stride": "i32",
+            "size": "i32",
+        }
+        yield f"round rows {dtype}", float8.round_rows_kernel, types, {"BLOCK": 16384}, 8
         types = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32"}
         yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}, 4
         types = dict.fromkeys(("x", "cosine", "sine", "out"), f"*{dtype}")
@@ -171,10 +180,10 @@ def _attention(dtype: str) -> Iterator[Variant]:
                 yield name, kernels.attend_kernel, with_cache, constants, shape.warps
         constants = {"HEAD_DIM": head_dim, "BLOCK_D": columns}
         yield f"merge {dtype} {head_dim}", kernels.merge_kernel, types, constants, 1
-    for float8 in (False, True):
-        constants = {"BLOCK_SIZE": 16, "FLOAT8": float8, "BLOCK": 1024}
-        with_cache = types | ({"cache": "*u8"} if float8 else {})
-        yield f"store {dtype} float8={float8}", kernels.store_kernel, with_cache, constants, 4
+    for of_8 in (False, True):
+        constants = {"BLOCK_SIZE": 16, "FLOAT8": of_8, "BLOCK": 1024}
+        with_cache = types | ({"cache": "*u8"} if of_8 else {})
+        yield f"store {dtype} float8={of_8}", kernels.store_kernel, with_cache, constants, 4
 
 
 def _projected(dtype: str) -> Iterator[Variant]:
@@ -182,7 +191,7 @@ def _projected(dtype: str) -> Iterator[Variant]:
     strides = ("token_stride", "block_stride", "half_stride", "cell_stride")
     types = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(strides, "i32")
     types |= {"slots": "*i64", "epsilon": "fp32", "key_inverse": "fp32", "value_inverse": "fp32"}
-    for head_dim, rotary, normed, float8 in (
+    for head_dim, rotary, normed, of_8 in (
         (64, 64, False, False),
         (80, 32, False, True),
         (128, 128, True, False),
@@ -195,13 +204,13 @@ def _projected(dtype: str) -> Iterator[Variant]:
             "HEAD_DIM": head_dim,
             "ROTARY": rotary,
             "NORMED": normed,
-            "FLOAT8": float8,
+            "FLOAT8": of_8,
             "BLOCK_SIZE": 16,
             "BLOCK_H": 2048 // columns,
             "BLOCK_D": columns,
         }
-        name = f"prepare {dtype} {head_dim} normed={normed} float8={float8}"
-        with_cache = types | ({"cache": "*u8"} if float8 else {})
+        name = f"prepare {dtype} {head_dim} normed={normed} float8={of_8}"
+        with_cache = types | ({"cache": "*u8"} if of_8 else {})
         yield name, projected.prepare_kernel, with_cache, constants, 8
 
 

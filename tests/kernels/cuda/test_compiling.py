@@ -30,7 +30,7 @@ def test_every_variant_compiles_without_a_spill(capability: int) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     variants = json.loads(done.stdout)
-    assert len(variants) > 20
+    assert len(variants) > 150
     for name, found in variants.items():
         assert found["stack"] == 0, f"{name} spills"
         assert found["shared"] <= SHARED[capability], name
