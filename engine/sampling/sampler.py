@@ -19,25 +19,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from octavo.kernels.ops import Ops
 
 from ..errors import SequenceFailed
 from ..params import SamplingParams
-from ..step import NOTHING_LEFT, TokenLogprobs
+from ..step import TokenLogprobs
 from ..transfer import beside
+from .drawing import FAILURES, NOT_FINITE, Drawer, outcomes_of
 from .logits import Histories, LogitsRule, Rows
-from .narrowing import column, heated, keep
+from .scores import describe, token_logprobs
 
 if TYPE_CHECKING:
     from .grammar_rule import GrammarRule
 
-_FIRST_CANDIDATES = 64  # columns looked at first when the choice is narrowed
 _NO_LOGPROBS = -1
-_NOT_FINITE = "the model's logits are not finite"
-_FAILURES = {-1: _NOT_FINITE, -2: NOTHING_LEFT}  # by what stands where a token should
 
 _ROW = np.dtype(
     [
@@ -58,7 +55,7 @@ _ROW = np.dtype(
 
 class Draws(Protocol):
     """Draws for rows of which nothing but a token is wanted, and that nothing shapes or narrows:
-    what `plain_draw` gives, in one call, where somebody has that ready for these logits."""
+    what `drawing.plain_draw` gives, in one call, where somebody has that ready for these logits."""
 
     def __call__(
         self,
@@ -92,12 +89,12 @@ class Drawn:
         """From the values of `tensors`."""
         outcomes = arrays[0]
         errors = {
-            row: self.failures.get(row) or _FAILURES[int(outcomes[row])]
+            row: self.failures.get(row) or FAILURES[int(outcomes[row])]
             for row in np.flatnonzero(outcomes < 0).tolist()
         }
         logprobs: dict[int, TokenLogprobs] = {}
         if len(self.asked):
-            named = _named(arrays[1:], self.counts)
+            named = token_logprobs(arrays[1:], self.counts)
             logprobs = dict(zip(self.asked.tolist(), named, strict=True))
         return Sampled(token_ids=outcomes.tolist(), logprobs=logprobs, errors=errors)
 
@@ -109,8 +106,7 @@ class Sampler:
         vocab_size: columns of the logits.
         rules: in the order in which they apply.
         grammar: the rule that comes after them, where answers can be constrained.
-        unseen: the choice is narrowed by `ops.narrow` in whole rows, which takes more work, but
-            nobody to look how many columns it takes: for devices whose work the host runs ahead of.
+        unseen: see `Drawer`.
         draws: asked first, where a step wants nothing but plain draws.
     """
 
@@ -127,7 +123,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._ops = ops
         self._grammar = grammar
-        self._unseen = unseen
+        self._drawer = Drawer(vocab_size, ops, unseen=unseen)
         self._draws = draws
         self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
@@ -225,17 +221,17 @@ class Sampler:
                         failures={},
                     )
             largest = logits.amax(-1)  # NaN where there is one
-            own = logits[_index(asked, logits)].log_softmax(-1) if len(asked) else None
+            own = logits[beside(asked, logits)].log_softmax(-1) if len(asked) else None
             self._shape(logits, rows, state["shaped"], histories)
             failures = self._failures(rows)
-        chosen = self._draw(logits, state, histories.lengths[rows])
+        chosen = self._drawer.draw(logits, state, histories.lengths[rows])
         counts = state["logprobs"][asked]
         named: tuple[Tensor, ...] = ()
         if own is not None:
-            named = self._describe(own, chosen[_index(asked, chosen)], counts)
+            named = describe(self._ops, own, chosen[beside(asked, chosen)], counts)
         return Drawn(
             token_ids=chosen,
-            tensors=(_outcomes(largest, logits, chosen), *named),
+            tensors=(outcomes_of(largest, logits, chosen), *named),
             asked=asked,
             counts=counts,
             failures=failures,
@@ -281,19 +277,10 @@ class Sampler:
             SequenceFailed: the logits are not finite.
         """
         if not bool(logits.amax(-1).isfinite().all()):
-            raise SequenceFailed(_NOT_FINITE)
+            raise SequenceFailed(NOT_FINITE)
         counts = np.full(len(logits), self._rows["prompt_logprobs"][row])
-        named = self._describe(logits.log_softmax(-1), token_ids, counts)
-        return tuple(_named([tensor.numpy(force=True) for tensor in named], counts))
-
-    def _describe(
-        self, logprobs: Tensor, chosen: Tensor, counts: npt.NDArray[np.int64]
-    ) -> tuple[Tensor, ...]:
-        """What names the chosen token [rows] and the likeliest of each row [rows, vocab]: see
-        `_named`."""
-        values, ids = self._ops.largest(logprobs, int(counts.max(initial=0)))
-        own = logprobs.gather(-1, chosen[:, None])[:, 0]
-        return chosen, own, self._ops.rank(logprobs, chosen), ids, values
+        named = describe(self._ops, logits.log_softmax(-1), token_ids, counts)
+        return tuple(token_logprobs([tensor.numpy(force=True) for tensor in named], counts))
 
     def _failures(self, rows: Rows) -> dict[int, str]:
         """What the grammars of rows are at fault for, by index into `rows`."""
@@ -313,102 +300,3 @@ class Sampler:
             at = np.flatnonzero(needed)
             if len(at):
                 rule.apply(logits, at, rows[at], histories)
-
-    def _draw(
-        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
-    ) -> Tensor:
-        """The chosen token id of each row, int64 [rows]."""
-        narrowed = state["narrowed"]
-        if self._unseen and narrowed.any():
-            names = ("temperature", "top_k", "top_p", "min_p")
-            self._ops.narrow(logits, *(column(state[name], logits) for name in names))
-        if self._unseen or not narrowed.any():
-            return self._gumbel_argmax(logits, state, positions)
-        chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        for members, draw in ((~narrowed, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
-            at = np.flatnonzero(members)
-            if len(at):
-                place = _index(at, logits)
-                chosen[place] = draw(logits[place], state[at], positions[at])
-        return chosen
-
-    def _gumbel_argmax(
-        self,
-        logits: Tensor,
-        state: npt.NDArray[np.void],
-        positions: npt.NDArray[np.int64],
-        token_ids: Tensor | None = None,
-    ) -> Tensor:
-        return self._ops.gumbel_argmax(
-            logits,
-            column(state["temperature"], logits),
-            column(state["seed"], logits),
-            column(positions, logits),
-            token_ids,
-        )
-
-    def _draw_narrowed(
-        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
-    ) -> Tensor:
-        """Draw among what min-p, top-k and top-p leave, int64 [rows].
-
-        Only the likeliest columns are looked at, more of them for rows whose choice is wider; how
-        many never changes what is left.
-        """
-        probabilities = heated(logits, state).softmax(-1)  # [rows, vocab]
-        chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        open_rows = np.arange(len(logits))
-        width = min(_FIRST_CANDIDATES, logits.shape[1])
-        while len(open_rows):
-            at = _index(open_rows, logits)
-            values, ids = self._ops.largest(logits[at], width)  # [rows, width]
-            likely = probabilities[at].gather(-1, ids)
-            kept, complete = keep(likely, state[open_rows], self._vocab_size)
-            drawn = self._gumbel_argmax(
-                values.masked_fill(~kept, float("-inf")),
-                state[open_rows],
-                positions[open_rows],
-                ids,
-            )
-            chosen[at] = ids.gather(-1, drawn[:, None])[:, 0]
-            open_rows = open_rows[~complete.numpy(force=True)]
-            width = min(8 * width, logits.shape[1])
-        return chosen
-
-
-def plain_draw(
-    ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
-    chosen = ops.gumbel_argmax(logits, temperature, seeds, positions)
-    return chosen, _outcomes(logits.amax(-1), logits, chosen)
-
-
-def _outcomes(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen tokens, or why rows have none (`_FAILURES`), from each row's largest logit as it
-    came from the model, and the chosen one as the rules left it."""
-    sound = largest.isfinite()
-    left = logits.gather(-1, chosen[:, None])[:, 0].isfinite()
-    return torch.where(sound & left, chosen, -1 - sound.to(chosen.dtype))
-
-
-def _named(
-    arrays: Sequence[npt.NDArray[Any]], counts: npt.NDArray[np.int64]
-) -> list[TokenLogprobs]:
-    """From the values of `Sampler._describe`: the chosen token and the counts[i] likeliest."""
-    return [
-        TokenLogprobs(
-            token_id=token,
-            logprob=value,
-            rank=rank,
-            top_ids=tuple(top_ids[:count]),
-            top_logprobs=tuple(top_values[:count]),
-        )
-        for token, value, rank, top_ids, top_values, count in zip(
-            *(array.tolist() for array in arrays), counts.tolist(), strict=True
-        )
-    ]
-
-
-def _index(at: npt.NDArray[np.int64], like: Tensor) -> Tensor:
-    return beside(at, like)

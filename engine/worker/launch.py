@@ -32,10 +32,11 @@ from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..models.base import Model
 from ..params import SamplingParams
+from ..sampling.drawing import plain_draw
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.logits import standard_rules
-from ..sampling.sampler import Sampler, plain_draw
+from ..sampling.sampler import Sampler
 from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model

@@ -1,5 +1,5 @@
 """Run a plan: all its servers are up, and each scenario goes round them, again and again, so that
-whatever disturbs the machine disturbs all of them alike."""
+whatever disturbs the machine disturbs all of them alike. Those that wait for their turn are stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..run import Measurement, Target, measure, run
 from ..scenario import Scenario
 from ..workload import Asking
 from .plan import Part, Plan
-from .servers import NotStarted, Server
+from .servers import NotStarted, Server, paused
 from .table import Key
 
 Tell = Callable[[str], None]
@@ -130,12 +130,14 @@ def _round(
         for server, target, part in order:
             if name in part.scenarios:
                 busy, ours, began = busy_seconds(), _ours(servers), time.perf_counter()
-                _cell(plan.model, server, target, scenario, found, tell)
+                with paused([other for other in servers if other is not server]):
+                    _cell(plan.model, server, target, scenario, found, tell)
                 seconds = time.perf_counter() - began
                 others = (busy_seconds() - busy) - (_ours(servers) - ours)
                 found.others_cpu.append(max(0.0, others) / seconds / (os.cpu_count() or 1))
         if plan.offline and name == "c":
-            tell(_offline(plan.model, folder, found, number))
+            with paused(servers):
+                tell(_offline(plan.model, folder, found, number))
 
 
 def _ours(servers: Sequence[Server]) -> float:

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +81,12 @@ class Server:
         pids = [self.pid, *_descendants(self.pid)] if children else [self.pid]
         return sum(map(_cpu_seconds, pids))
 
+    def signal(self, number: signal.Signals) -> None:
+        """To its process and all below it."""
+        for pid in (self.pid, *_descendants(self.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(self) -> None:
         """End the process and all it started."""
         with contextlib.suppress(ProcessLookupError):
@@ -113,6 +119,18 @@ class Server:
         """The last line that it wrote."""
         lines = self._log.read_text("utf-8", "replace").strip().splitlines()
         return lines[-1][-300:] if lines else "it wrote nothing"
+
+
+@contextlib.contextmanager
+def paused(servers: Sequence[Server]) -> Iterator[None]:
+    """Within, they stand still: some look for work all the time, at the cost of whoever has it."""
+    for server in servers:
+        server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.signal(signal.SIGCONT)
 
 
 def _free_port() -> int:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.engine.params import SamplingParams
+from octavo.engine.sampling.drawing import plain_draw
 from octavo.engine.sampling.logits import standard_rules
-from octavo.engine.sampling.sampler import Sampled, Sampler, plain_draw
+from octavo.engine.sampling.sampler import Sampled, Sampler
 from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.sampling import gumbel
 

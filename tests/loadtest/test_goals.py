@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from octavo.loadtest.goals.ceilings import compute_share, decode_share
 from octavo.loadtest.goals.launches import Peers, octavo
 from octavo.loadtest.goals.page import lines_of, page, svg_of
 from octavo.loadtest.goals.plan import plan
-from octavo.loadtest.goals.servers import Launch, NotStarted, Server
+from octavo.loadtest.goals.servers import Launch, NotStarted, Server, paused
 from octavo.loadtest.goals.table import GOALS, Goal, Judged, Key, judge
 
 OURS: Key = ("110m", "octavo", "b", "tokens/s")
@@ -130,6 +132,19 @@ def test_a_server_is_started_watched_and_stopped(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert not Path(f"/proc/{server.pid}").exists()
+
+
+def test_a_server_that_is_paused_does_nothing_and_goes_on_afterwards(tmp_path: Path) -> None:
+    launch = Launch(name="x", command=[sys.executable, "-c", PROGRAM, "{port}"])
+    server = Server(launch, tmp_path / "log")
+    stat = Path(f"/proc/{server.pid}/stat")
+    try:
+        with paused([server]):
+            while stat.read_text().rpartition(") ")[2][0] != "T":  # stopped
+                time.sleep(0.01)
+        assert urllib.request.urlopen(server.url, timeout=30).status == 200
+    finally:
+        server.stop()
 
 
 def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
