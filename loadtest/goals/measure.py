@@ -1,5 +1,5 @@
 """Run a plan: all its servers are up, and each scenario goes round them, again and again, so that
-whatever disturbs the machine disturbs all of them alike. Those that wait for their turn are stopped."""
+whatever disturbs the machine disturbs all of them alike. Who waits for its turn stands still."""
 
 from __future__ import annotations
 
