@@ -34,6 +34,8 @@ from .refusal import ambiguity, answer_of, malformed
 if TYPE_CHECKING:
     from asyncio.events import TimerHandle
 
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
     from .settings import Settings
@@ -90,6 +92,7 @@ class Protocol(HttpToolsProtocol):
         self._method = self._version = b""  # of a request that asks for another protocol
         self._fault: OctavoError | None = None  # why a callback of the parser gave up
         self._deaf = False  # nothing more is read
+        self._answered: RequestResponseCycle | None = None  # others may wait behind it
 
     # What asyncio calls.
 
@@ -156,7 +159,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # tells the request that came last
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        self.pipeline.clear()
 
     # What the parser calls.
 
@@ -216,6 +223,10 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     # What is done about it.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _idle(self) -> bool:

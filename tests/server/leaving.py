@@ -13,13 +13,13 @@ import httpx
 
 @contextlib.asynccontextmanager
 async def asking(
-    url: str, body: dict[str, Any], path: str = "/v1/completions"
+    url: str, body: dict[str, Any], path: str = "/v1/completions", *, times: int = 1
 ) -> AsyncIterator[Client]:
-    """A client on a connection of its own."""
+    """A client on a connection of its own, which asks so many times and waits for no answer."""
     reader, writer = await asyncio.open_connection(*httpx.URL(url).netloc.decode().split(":"))
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    writer.write(head.encode() + content)
+    writer.write((head.encode() + content) * times)
     try:
         yield Client(reader, writer)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,24 @@ async def test_while_its_choices_run(
         assert server.metric("octavo:num_requests_running") == 0
         assert server.metric("octavo:kv_cache_usage_perc") == 0
         await until(lambda: server.metric("octavo:request_success_total") > 0)
+
+
+@STREAM
+async def test_with_more_requests_behind_it_on_its_connection(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that is being answered hears of it, and those behind it are never begun."""
+    async with paged(slow()) as server, listening(server) as url:
+        body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": stream}
+        async with asking(url, body, times=3) as client:
+            await until(lambda: server.engine.stats.running == 1)
+            client.crash()
+            await server.until_empty()
+            await until(lambda: server.metric("octavo:request_success_total") > 0)
+        assert server.metric("octavo:request_success_total") == 1
+        assert server.metric("octavo:generation_tokens_total") < 400
+    faults = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert faults == []  # that somebody leaves is no bug of the server
 
 
 @STREAM
