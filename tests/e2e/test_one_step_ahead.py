@@ -27,7 +27,9 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Late:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, TIGHT], ids=["room", "a tight cache"])
+@pytest.mark.parametrize(
+    "settings", [{"max_num_batched_tokens": 96}, TIGHT], ids=["room", "a tight cache"]
+)
 @pytest.mark.parametrize("failing", [False, True])
 def test_a_step_ahead_gives_the_same_bits(
     in_step: Answers,
@@ -37,11 +39,12 @@ def test_a_step_ahead_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mischief = Mischief(monkeypatch) if failing else None
-    answers, stats = served(everything(), overlap="on", **settings)
+    # Without a pace to keep, what a step computes does not depend on the clock.
+    answers, stats = served(everything(), overlap="on", itl_target=0.0, **settings)
     assert_same(answers, in_step)
     assert late.late > 0
     assert (stats.blocks_used, stats.audit_failures) == (0, 0)
     if mischief is not None:
         assert mischief.raised.keys() == set(PLACES), "not everything was tried"
-    if settings:
+    if "kv_memory" in settings:
         assert stats.preemptions_recompute + stats.preemptions_swap > 0
