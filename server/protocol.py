@@ -211,6 +211,8 @@ class Protocol(HttpToolsProtocol):
             self._version = self.parser.get_http_version().encode()
             return
         super().on_headers_complete()
+        if 0 < len(self.pipeline) < _MAX_PIPELINED:
+            self.flow.resume_reading()  # who is not read is not heard leaving
         speak(self.cycle, close=self.linger, chunks=self.parser.get_http_version() != "1.0")
         self._in_body = True
         self._expect(self._limits.body_seconds)

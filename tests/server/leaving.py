@@ -19,16 +19,23 @@ async def asking(
     reader, writer = await asyncio.open_connection(*httpx.URL(url).netloc.decode().split(":"))
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    writer.write((head.encode() + content) * times)
+    asked = head.encode() + content
+    writer.write(asked * times)
     try:
-        yield Client(reader, writer)
+        yield Client(reader, writer, asked)
     finally:
         writer.close()
 
 
 class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self._writer = reader, writer
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: bytes
+    ) -> None:
+        self.reader, self._writer, self._asked = reader, writer, asked
+
+    def ask_again(self) -> None:
+        """The same once more, behind what has not been answered."""
+        self._writer.write(self._asked)
 
     def leave(self) -> None:
         self._writer.close()

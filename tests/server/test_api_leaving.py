@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from octavo.engine.params import GrammarSpec
+from octavo.server.protocol import Protocol
 from octavo.server.threads import LARGE_BYTES
 
 from ..fakes.executor import FakeExecutor
@@ -89,6 +90,30 @@ async def test_with_more_requests_behind_it_on_its_connection(
         assert server.metric("octavo:generation_tokens_total") < 400
     faults = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert faults == []  # that somebody leaves is no bug of the server
+
+
+@STREAM
+async def test_with_a_request_behind_it_that_came_while_it_was_computed(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server goes on to read, and so hears that the client has gone."""
+    came = []
+    complete = Protocol.on_message_complete
+
+    def counted(protocol: Protocol) -> None:
+        complete(protocol)
+        came.append(protocol)
+
+    monkeypatch.setattr(Protocol, "on_message_complete", counted)
+    async with paged(slow()) as server, listening(server) as url:
+        body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": stream}
+        async with asking(url, body) as client:
+            await until(lambda: server.engine.stats.running == 1)
+            client.ask_again()
+            await until(lambda: len(came) == 2)
+            client.crash()
+            await server.until_empty()
+        assert server.metric("octavo:generation_tokens_total") < 400
 
 
 @STREAM
