@@ -101,6 +101,23 @@ class PackFloat8(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLayer:
+    """What attention of one layer is, the same in every step.
+
+    The norms are RmsNorm's weights, [head_dim], for each head of query and key; none or both.
+    """
+
+    scale: float  # of scores
+    window: int | None = None  # positions that a token sees, itself included
+    softcap: float | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    epsilon: float = 0.0
+    key_scale: float = 1.0  # of a cache of 8 bits
+    value_scale: float = 1.0
+
+
 class AttentionPlan(Protocol):
     """Paged attention of one step: what all its layers share is worked out once.
 
@@ -109,86 +126,51 @@ class AttentionPlan(Protocol):
     or values is meant, and what lies beyond its range is stored as its largest number.
     """
 
-    def store(
-        self,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> None:
+    def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:
         """Write this step's cells: key and value [tokens, kv_heads, head_dim].
 
         Whatever is stored, also NaN, no sequence may feel it that does not own the block now.
         """
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
         """query [tokens, heads, head_dim] -> [tokens, heads, head_dim].
 
         The token at position p of its sequence sees the positions 0 .. p of it, or with a window
         the last `window` of these, itself included; all of them have been stored. Scores are
-        scale * (query . key), with a softcap c then c * tanh(scores / c).
-        """
-
-
-class PlanAttention(Protocol):
-    """Plans paged attention over ragged slices of any mixture of lengths."""
-
-    def __call__(
-        self,
-        *,
-        query_offsets: Tensor,
-        context_lengths: Tensor,
-        block_tables: Tensor,
-        slot_mapping: Tensor,
-        query_lengths: tuple[int, ...],
-        context_lengths_host: tuple[int, ...],
-        block_size: int,
-        tree_masks: Tensor | None = None,
-    ) -> AttentionPlan:
-        """Tensors as in `engine/batch.py`: offsets, lengths and tables int32, slots int64.
-
-        The last `query_lengths[i]` positions of sequence i's context are its queries; some may
-        have none. head_dim is even.
-
-        tree_masks int64 [tokens], for queries that are nodes of a tree (Miao et al. 2023,
-        "SpecInfer"): bit j says that the query sees the j-th query of its sequence, itself and its
-        ancestors, of at most 63; -1 is any other query. A node stands as many positions after the
-        context as it has ancestors, and with a window this is what the context is counted from;
-        the tree is not deeper than a window is wide.
+        scale * (query . key), with a softcap c then c * tanh(scores / c). The layer's norms are
+        left to `AttendProjected`.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionLayer:
-    """What attention of one layer is, the same in every step.
+class PagedSlices:
+    """The slices of a step, of any mixture of lengths, and where their cells are.
 
-    The norms are RmsNorm's weights, [head_dim], for each head of query and key; none or both.
-    The others are as for `AttentionPlan`.
+    Tensors as in `engine/batch.py`: offsets, lengths and tables int32, slots int64. The last
+    `query_lengths[i]` positions of sequence i's context are its queries; some may have none.
+
+    tree_masks int64 [tokens], for queries that are nodes of a tree (Miao et al. 2023, "SpecInfer"):
+    bit j says that the query sees the j-th query of its sequence, itself and its ancestors, of at
+    most 63; -1 is any other query. A node stands as many positions after the context as it has
+    ancestors, and with a window this is what the context is counted from; the tree is not deeper
+    than a window is wide.
     """
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
-    epsilon: float = 0.0
-    key_scale: float = 1.0
-    value_scale: float = 1.0
+    query_offsets: Tensor  # [sequences + 1]
+    context_lengths: Tensor  # [sequences], this step's tokens included
+    block_tables: Tensor  # [sequences, max_blocks]
+    slot_mapping: Tensor  # [tokens]
+    query_lengths: tuple[int, ...]
+    context_lengths_host: tuple[int, ...]
+    block_size: int
+    tree_masks: Tensor | None = None
+
+
+class PlanAttention(Protocol):
+    """Plans paged attention of a step."""
+
+    def __call__(self, slices: PagedSlices) -> AttentionPlan:
+        """head_dim is even."""
 
 
 class AttendProjected(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.kernels.ops import AttentionPlan, Ops
 
 from ..batch import Batch
-from .library import LibraryAttention, LibraryPlan
+from .library import LayerKind, LibraryAttention, LibraryPlan
 
 PACKAGE = "flash_attn_interface"
 CAPABILITY = 9  # Hopper's
@@ -40,15 +40,7 @@ class _Plan(LibraryPlan):
         self._attend_paged = attend_paged
         self._longest = max(batch.query_lengths, default=0)
 
-    def mix(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def mix(self, cache: Tensor, query: Tensor, kind: LayerKind) -> Tensor:
         mixed: Tensor = self._attend_paged(
             query,
             cache[:, 0],
@@ -57,9 +49,9 @@ class _Plan(LibraryPlan):
             page_table=self._batch.block_tables,
             cu_seqlens_q=self._batch.query_offsets,
             max_seqlen_q=self._longest,
-            softmax_scale=scale,
+            softmax_scale=kind.scale,
             causal=True,
-            window_size=(-1, -1) if window is None else (window - 1, 0),
-            softcap=softcap or 0.0,
+            window_size=(-1, -1) if kind.window is None else (kind.window - 1, 0),
+            softcap=kind.softcap or 0.0,
         )
         return mixed

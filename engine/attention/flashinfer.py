@@ -16,14 +16,11 @@ from torch import Tensor
 from octavo.kernels.ops import AttentionPlan, Ops
 
 from ..batch import Batch
-from .library import LibraryAttention, LibraryPlan
+from .library import LayerKind, LibraryAttention, LibraryPlan
 
 PACKAGE = "flashinfer"
 HEAD_DIMS = (64, 128, 256)
 _WORKSPACE = 256 << 20  # bytes, for the partial sums of split contexts
-
-Kind = tuple[float, int | None, float | None]
-"""Scale, window and soft-cap: layers that agree in these share a plan."""
 
 
 class FlashInferAttention(LibraryAttention):
@@ -33,12 +30,12 @@ class FlashInferAttention(LibraryAttention):
         super().__init__(ops)
         self._library = importlib.import_module(PACKAGE)
         self._workspace = torch.zeros(_WORKSPACE, dtype=torch.uint8, device=device)
-        self._wrappers: dict[Kind, Any] = {}
+        self._wrappers: dict[LayerKind, Any] = {}
 
     def plan(self, batch: Batch, block_size: int, ours: AttentionPlan) -> LibraryPlan:
         return _Plan(batch, block_size, ours, self)
 
-    def wrapper(self, kind: Kind) -> Any:
+    def wrapper(self, kind: LayerKind) -> Any:
         """The wrapper for one kind of layer. It takes a prompt's chunk and a decode alike."""
         if kind not in self._wrappers:
             make = self._library.BatchPrefillWithPagedKVCacheWrapper
@@ -54,25 +51,15 @@ class _Plan(LibraryPlan):
     ) -> None:
         super().__init__(batch, block_size, ours)
         self._backend = backend
-        self._planned: dict[Kind, Any] = {}
+        self._planned: dict[LayerKind, Any] = {}
 
-    def mix(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        kind = (scale, window, softcap)
+    def mix(self, cache: Tensor, query: Tensor, kind: LayerKind) -> Tensor:
         if kind not in self._planned:
             self._planned[kind] = self._plan(kind, cache, query)
         mixed: Tensor = self._planned[kind].run(query, cache)
         return mixed
 
-    def _plan(self, kind: Kind, cache: Tensor, query: Tensor) -> Any:
-        scale, window, softcap = kind
+    def _plan(self, kind: LayerKind, cache: Tensor, query: Tensor) -> Any:
         wrapper = self._backend.wrapper(kind)
         lengths = self._batch.context_lengths_host
         blocks = [-(-length // self._block_size) for length in lengths]
@@ -87,9 +74,9 @@ class _Plan(LibraryPlan):
             head_dim_qk=query.shape[2],
             page_size=self._block_size,
             causal=True,
-            sm_scale=scale,
-            window_left=-1 if window is None else window - 1,
-            logits_soft_cap=softcap,
+            sm_scale=kind.scale,
+            window_left=-1 if kind.window is None else kind.window - 1,
+            logits_soft_cap=kind.softcap,
             q_data_type=query.dtype,
             kv_data_type=cache.dtype,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from ..batch import Batch
 from .paged import PagedAttention
 
 
+class LayerKind(NamedTuple):
+    """How a layer attends: layers that agree in this may share what a library plans."""
+
+    scale: float  # that of keys included
+    window: int | None
+    softcap: float | None
+
+
 class LibraryPlan(ABC):
     """The `AttentionPlan` of one step: cells are stored by our plan, a library attends."""
 
@@ -21,42 +30,16 @@ class LibraryPlan(ABC):
         self._block_size = block_size
         self._ours = ours
 
-    def store(
-        self,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> None:
-        self._ours.store(cache, key, value, key_scale=key_scale, value_scale=value_scale)
+    def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:
+        self._ours.store(cache, key, value, layer)
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
-        scale *= key_scale
-        mixed = self.mix(cache, query, scale=scale, window=window, softcap=softcap)
-        return mixed if value_scale == 1.0 else mixed * value_scale
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
+        kind = LayerKind(layer.scale * layer.key_scale, layer.window, layer.softcap)
+        mixed = self.mix(cache, query, kind)
+        return mixed if layer.value_scale == 1.0 else mixed * layer.value_scale
 
     @abstractmethod
-    def mix(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def mix(self, cache: Tensor, query: Tensor, kind: LayerKind) -> Tensor:
         """See `ops.AttentionPlan.attend`; cells are as they stand in the cache."""
 
 
@@ -86,22 +69,15 @@ class LibraryAttention(ABC):
         sine: Tensor,
         layer: AttentionLayer,
     ) -> Tensor:
-        heads = projected.view(len(projected), -1, layer.head_dim)  # [tokens, q, k, v heads, dim]
-        query_key, value = heads[:, : -layer.kv_heads], heads[:, -layer.kv_heads :]
+        kv_heads, head_dim = cache.shape[3:]
+        rows = projected.view(len(projected), -1, head_dim)  # [tokens, q, k, v heads, head_dim]
+        query_key, value = rows[:, :-kv_heads], rows[:, -kv_heads:]
+        heads = query_key.shape[1] - kv_heads
         if layer.query_norm is not None and layer.key_norm is not None:
             norm = self._ops.rms_norm
-            query = norm(query_key[:, : layer.heads], layer.query_norm, layer.epsilon)
-            key = norm(query_key[:, layer.heads :], layer.key_norm, layer.epsilon)
+            query = norm(query_key[:, :heads], layer.query_norm, layer.epsilon)
+            key = norm(query_key[:, heads:], layer.key_norm, layer.epsilon)
             query_key = torch.cat((query, key), dim=1)
         query_key = self._ops.rotate(query_key, cosine, sine)
-        scales = {"key_scale": layer.key_scale, "value_scale": layer.value_scale}
-        plan.store(cache, query_key[:, layer.heads :], value, **scales)
-        mixed = plan.attend(
-            cache,
-            query_key[:, : layer.heads].contiguous(),
-            scale=layer.scale,
-            window=layer.window,
-            softcap=layer.softcap,
-            **scales,
-        )
-        return mixed.flatten(1)
+        plan.store(cache, query_key[:, heads:], value, layer)
+        return plan.attend(cache, query_key[:, :heads].contiguous(), layer).flatten(1)

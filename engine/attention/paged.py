@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.kernels.ops import AttentionLayer, AttentionPlan, Ops
+from octavo.kernels.ops import AttentionLayer, AttentionPlan, Ops, PagedSlices
 
 from ..batch import Batch
 
@@ -18,7 +18,7 @@ class PagedAttention:
         self.replayable = replayable
 
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
-        return self._plan(
+        slices = PagedSlices(
             query_offsets=batch.query_offsets,
             context_lengths=batch.context_lengths,
             block_tables=batch.block_tables,
@@ -27,6 +27,7 @@ class PagedAttention:
             context_lengths_host=batch.context_lengths_host,
             block_size=block_size,
         )
+        return self._plan(slices)
 
     def attend(
         self,

@@ -54,9 +54,6 @@ class Attention:
         )
         query_norm, key_norm = (norm.tensor for norm in self._norms) if qk_norm else (None, None)
         self._layer = AttentionLayer(
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
             window=window,
             query_norm=query_norm,

@@ -5,12 +5,10 @@ Trees of drafts, and caches of 8 bits, are left to the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..ops import AttendProjected, AttentionLayer, AttentionPlan, PlanAttention
+from ..ops import AttendProjected, AttentionLayer, AttentionPlan, PagedSlices, PlanAttention
 from ..reference import attention as reference
 from ..reference.projected import attend_projected as plain_attend_projected
 from .library import COUNT, FLOAT, POINTER, Function, Library, dense
@@ -31,41 +29,10 @@ def plan_attention(library: Library) -> PlanAttention:
     store = library.functions("store_cells", *_STORE)
     attend = library.functions("attend", *_ATTEND)
 
-    def plan(
-        *,
-        query_offsets: Tensor,
-        context_lengths: Tensor,
-        block_tables: Tensor,
-        slot_mapping: Tensor,
-        query_lengths: tuple[int, ...],
-        context_lengths_host: tuple[int, ...],
-        block_size: int,
-        tree_masks: Tensor | None = None,
-    ) -> AttentionPlan:
-        def plain() -> AttentionPlan:
-            return reference.plan_attention(
-                query_offsets=query_offsets,
-                context_lengths=context_lengths,
-                block_tables=block_tables,
-                slot_mapping=slot_mapping,
-                query_lengths=query_lengths,
-                context_lengths_host=context_lengths_host,
-                block_size=block_size,
-                tree_masks=tree_masks,
-            )
-
-        if tree_masks is not None:
-            return plain()
-        return _Plan(
-            plain=plain,
-            store=store,
-            attend=attend,
-            offsets=dense(query_offsets),
-            contexts=dense(context_lengths),
-            tables=dense(block_tables),
-            slots=dense(slot_mapping),
-            block_size=block_size,
-        )
+    def plan(slices: PagedSlices) -> AttentionPlan:
+        if slices.tree_masks is not None:
+            return reference.plan_attention(slices)
+        return _Plan(slices, store, attend)
 
     return plan
 
@@ -85,7 +52,9 @@ def attend_projected(library: Library) -> AttendProjected:
             return plain_attend_projected(plan, cache, projected, cosine, sine, layer)
         if cache.dtype not in functions:
             return plain_attend_projected(plan.plain, cache, projected, cosine, sine, layer)
-        out = projected.new_empty(projected.shape[0], layer.heads * layer.head_dim)
+        kv_heads, head_dim = cache.shape[3:]
+        heads = projected.shape[1] // head_dim - 2 * kv_heads
+        out = projected.new_empty(projected.shape[0], heads * head_dim)
         functions[cache.dtype](
             out.data_ptr(),
             projected.data_ptr(),
@@ -99,9 +68,9 @@ def attend_projected(library: Library) -> AttendProjected:
             *plan.tokens,
             *plan.lengths,
             *plan.tables,
-            layer.heads,
-            layer.kv_heads,
-            layer.head_dim,
+            heads,
+            kv_heads,
+            head_dim,
             plan.block_size,
             layer.window or 0,
             layer.scale,
@@ -117,45 +86,32 @@ class _Plan:
 
     def __init__(
         self,
-        *,
-        plain: Callable[[], AttentionPlan],
+        slices: PagedSlices,
         store: dict[torch.dtype, Function],
         attend: dict[torch.dtype, Function],
-        offsets: Tensor,
-        contexts: Tensor,
-        tables: Tensor,
-        slots: Tensor,
-        block_size: int,
     ) -> None:
-        self._make_plain = plain
+        self._slices = slices
         self._plain: AttentionPlan | None = None
         self._store = store
         self._attend = attend
+        offsets, contexts = dense(slices.query_offsets), dense(slices.context_lengths)
+        tables, slots = dense(slices.block_tables), dense(slices.slot_mapping)
         self._kept = (offsets, contexts, tables, slots)  # whose memory the addresses are of
         self.tokens = (slots.data_ptr(), slots.shape[0])
         self.lengths = (offsets.data_ptr(), contexts.data_ptr())
         self.tables = (tables.data_ptr(), tables.stride(0), contexts.shape[0])
-        self.block_size = block_size
+        self.block_size = slices.block_size
 
     @property
     def plain(self) -> AttentionPlan:
         """The reference's, for caches of 8 bits."""
         if self._plain is None:
-            self._plain = self._make_plain()
+            self._plain = reference.plan_attention(self._slices)
         return self._plain
 
-    def store(
-        self,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> None:
+    def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:
         if cache.dtype not in self._store:
-            scales = {"key_scale": key_scale, "value_scale": value_scale}
-            self.plain.store(cache, key, value, **scales)
+            self.plain.store(cache, key, value, layer)
             return
         key, value = _tokens_apart(key), _tokens_apart(value)
         self._store[cache.dtype](
@@ -170,27 +126,9 @@ class _Plan:
             self.block_size,
         )
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
         if cache.dtype not in self._attend:
-            return self.plain.attend(
-                cache,
-                query,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                key_scale=key_scale,
-                value_scale=value_scale,
-            )
+            return self.plain.attend(cache, query, layer)
         query = _tokens_apart(query)
         out = query.new_empty(query.shape)
         self._attend[cache.dtype](
@@ -204,9 +142,9 @@ class _Plan:
             cache.shape[3],
             query.shape[2],
             self.block_size,
-            window or 0,
-            scale,
-            softcap or 0.0,
+            layer.window or 0,
+            layer.scale,
+            layer.softcap or 0.0,
         )
         return out
 

@@ -19,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..ops import AttentionLayer, PagedSlices
 from .attention_kernels import attend_kernel, merge_kernel, store_kernel, tiles_kernel
 from .float8 import DECODED
 from .launching import interpreted
@@ -44,82 +45,38 @@ def tile_shape(columns: int, *, few: bool, fixed: bool) -> TileShape:
     return TileShape(rows=16, cells=cells, warps=4) if few else TileShape(64, cells, 8)
 
 
-def plan_attention(
-    *,
-    query_offsets: Tensor,
-    context_lengths: Tensor,
-    block_tables: Tensor,
-    slot_mapping: Tensor,
-    query_lengths: tuple[int, ...],
-    context_lengths_host: tuple[int, ...],
-    block_size: int,
-    tree_masks: Tensor | None = None,
-    fixed: bool = False,
-) -> Plan:
+def plan_attention(slices: PagedSlices, *, fixed: bool = False) -> Plan:
     """See `ops.PlanAttention`.
 
     What the host's lengths say are upper bounds: the kernels read the device's. So a plan may be
     captured in a graph; a sequence of context 0 whose slots are -1 is padding.
     """
-    return Plan(
-        query_offsets=query_offsets,
-        context_lengths=context_lengths,
-        block_tables=block_tables,
-        slot_mapping=slot_mapping,
-        query_lengths=query_lengths,
-        longest=max(context_lengths_host, default=0),
-        block_size=block_size,
-        tree_masks=tree_masks,
-        fixed=fixed,
-    )
+    return Plan(slices, fixed)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Plan:
     """See `ops.AttentionPlan`."""
 
-    query_offsets: Tensor  # int32 [sequences + 1]
-    context_lengths: Tensor  # int32 [sequences]
-    block_tables: Tensor  # int32 [sequences, max_blocks]
-    slot_mapping: Tensor  # int64 [tokens]
-    tree_masks: Tensor | None  # int64 [tokens]
-    query_lengths: tuple[int, ...]
-    longest: int  # context, in cells
-    block_size: int
+    slices: PagedSlices
     fixed: bool
     _tiles: dict[int, Tensor] = field(default_factory=dict)  # int32 [tiles, 2], by their queries
 
-    def store(
-        self,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> None:
+    def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:
         tokens, kv_heads, head_dim = key.shape
         size = kv_heads * head_dim
         if tokens:
             key, value, cells = _side_by_side(key), _side_by_side(value), as_stored(cache)
             store_kernel[(tokens,)](
-                key, value, cells, self.slot_mapping, 1.0 / key_scale, 1.0 / value_scale,
+                key, value, cells, self.slices.slot_mapping,
+                1.0 / layer.key_scale, 1.0 / layer.value_scale,
                 key.stride(0), value.stride(0), cells.stride(0), cells.stride(1), cells.stride(2),
-                size, BLOCK_SIZE=self.block_size, FLOAT8=cells.dtype == torch.uint8,
+                size, BLOCK_SIZE=self.slices.block_size, FLOAT8=cells.dtype == torch.uint8,
                 BLOCK=triton.next_power_of_2(size),
             )  # fmt: skip
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
+        slices, window, softcap = self.slices, layer.window, layer.softcap
         tokens, heads, head_dim = query.shape
         kv_heads = cache.shape[3]
         out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
@@ -128,7 +85,7 @@ class Plan:
         group = heads // kv_heads
         columns = max(16, triton.next_power_of_2(head_dim))
         shape = tile_shape(columns, few=True, fixed=self.fixed)
-        few = max(self.query_lengths) * group <= max(shape.rows, group)
+        few = max(slices.query_lengths) * group <= max(shape.rows, group)
         if not few:
             shape = tile_shape(columns, few=False, fixed=self.fixed)
         rows = max(shape.rows, triton.next_power_of_2(group))
@@ -143,20 +100,22 @@ class Plan:
             totals = torch.empty(size, dtype=torch.float32, device=query.device)
         query, cells = _side_by_side(query), as_stored(cache)
         float8 = cells.dtype == torch.uint8
+        scale, value_scale = layer.scale, layer.value_scale
         if float8:
-            scale, value_scale = scale * key_scale * DECODED, value_scale * DECODED
+            scale, value_scale = scale * layer.key_scale * DECODED, value_scale * DECODED
         # A product and a sum must not become one rounding here and two there.
         fused = not self.fixed
-        attend_kernel[(len(self.query_lengths) if tiles is None else len(tiles), kv_heads, splits)](
-            query, cells, out, sums, maxima, totals, self.block_tables, self.context_lengths,
-            self.query_offsets, tiles, self.tree_masks,
+        programs = len(slices.query_lengths) if tiles is None else len(tiles)
+        attend_kernel[(programs, kv_heads, splits)](
+            query, cells, out, sums, maxima, totals, slices.block_tables, slices.context_lengths,
+            slices.query_offsets, tiles, slices.tree_masks,
             scale, value_scale, softcap or 1.0, self.longest if window is None else window,
             query.stride(0), cells.stride(0), cells.stride(1), cells.stride(2), cells.stride(3),
-            self.block_tables.stride(0), heads, splits,
+            slices.block_tables.stride(0), heads, splits,
             GROUP=group, HEAD_DIM=head_dim, BLOCK_D=columns,
-            ROWS=rows, CELLS=shape.cells, BLOCK_SIZE=self.block_size,
+            ROWS=rows, CELLS=shape.cells, BLOCK_SIZE=slices.block_size,
             SPLIT=SPLIT, CAPPED=softcap is not None, PARTS=parts, TILED=tiles is not None,
-            TREE=self.tree_masks is not None, KEEP=self.fixed and not parts, FLOAT8=float8,
+            TREE=slices.tree_masks is not None, KEEP=self.fixed and not parts, FLOAT8=float8,
             UPCAST=interpreted(query), num_warps=shape.warps, enable_fp_fusion=fused,
         )  # fmt: skip
         if parts:
@@ -166,15 +125,20 @@ class Plan:
             )  # fmt: skip
         return out
 
+    @property
+    def longest(self) -> int:
+        """Context, in cells."""
+        return max(self.slices.context_lengths_host, default=0)
+
     def _tile(self, queries: int) -> Tensor:
         """Tiles of so many queries, as many as the host's lengths allow for."""
         if queries not in self._tiles:
-            count = sum(triton.cdiv(length, queries) for length in self.query_lengths)
-            sequences = len(self.query_lengths)
-            device = self.query_offsets.device
+            lengths, offsets = self.slices.query_lengths, self.slices.query_offsets
+            count = sum(triton.cdiv(length, queries) for length in lengths)
+            sequences, device = len(lengths), offsets.device
             tiles = torch.empty((count, 2), dtype=torch.int32, device=device)
             tiles_kernel[(sequences + 1,)](
-                self.query_offsets, tiles, sequences, count, queries,
+                offsets, tiles, sequences, count, queries,
                 BLOCK=triton.next_power_of_2(sequences), num_warps=1,
             )  # fmt: skip
             self._tiles[queries] = tiles

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..ops import AttentionLayer, PagedSlices
 from .attention import SPLIT, Plan
 from .attention_kernels import merge_kernel
 from .nvrtc import CompilationFailed, Function, compile_cubin, find_compiler
@@ -63,31 +64,11 @@ def _function(device: int, shape: frozenset[tuple[str, int]]) -> Function | None
     return Function.load(cubin, "attend_decodes", _TYPES)
 
 
-def plan_attention(
-    *,
-    query_offsets: Tensor,
-    context_lengths: Tensor,
-    block_tables: Tensor,
-    slot_mapping: Tensor,
-    query_lengths: tuple[int, ...],
-    context_lengths_host: tuple[int, ...],
-    block_size: int,
-    tree_masks: Tensor | None = None,
-) -> NativePlan:
+def plan_attention(slices: PagedSlices) -> NativePlan:
     """See `ops.PlanAttention`."""
     if find_compiler() is None:
         log.warning("attention in CUDA C++ is skipped, Triton computes: there is no NVRTC library")
-    return NativePlan(
-        query_offsets=query_offsets,
-        context_lengths=context_lengths,
-        block_tables=block_tables,
-        slot_mapping=slot_mapping,
-        query_lengths=query_lengths,
-        longest=max(context_lengths_host, default=0),
-        block_size=block_size,
-        tree_masks=tree_masks,
-        fixed=False,
-    )
+    return NativePlan(slices, fixed=False)
 
 
 class NativePlan(Plan):
@@ -95,29 +76,10 @@ class NativePlan(Plan):
 
     __slots__ = ()
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
         function = self._kernel(cache, query)
         if function is None:
-            return Plan.attend(
-                self,
-                cache,
-                query,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                key_scale=key_scale,
-                value_scale=value_scale,
-            )
+            return Plan.attend(self, cache, query, layer)
         tokens, heads, head_dim = query.shape
         query = query.contiguous()
         splits = self._splits
@@ -129,21 +91,21 @@ class NativePlan(Plan):
             _THREADS,
             torch.cuda.current_stream(query.device).cuda_stream,
             *(x.data_ptr() for x in (query, cache, out, sums, maxima, totals)),
-            self.block_tables.data_ptr(),
-            self.context_lengths.data_ptr(),
-            scale,
-            softcap or 0.0,
-            self.longest if window is None else window,
+            self.slices.block_tables.data_ptr(),
+            self.slices.context_lengths.data_ptr(),
+            layer.scale,
+            layer.softcap or 0.0,
+            self.longest if layer.window is None else layer.window,
             query.stride(0),
             *(cache.stride(axis) for axis in range(4)),
-            self.block_tables.stride(0),
+            self.slices.block_tables.stride(0),
             heads,
             splits,
         )
         if splits > 1:
             columns = triton.next_power_of_2(head_dim)
             merge_kernel[(tokens * heads,)](
-                sums, maxima, totals, out, splits, value_scale,
+                sums, maxima, totals, out, splits, layer.value_scale,
                 HEAD_DIM=head_dim, BLOCK_D=columns, num_warps=1,
             )  # fmt: skip
         return out
@@ -156,7 +118,8 @@ class NativePlan(Plan):
         """None where Triton has to compute."""
         _, heads, head_dim = query.shape
         group = heads // cache.shape[3]
-        decodes = len(query) > 0 and set(self.query_lengths) == {1} and self.tree_masks is None
+        decodes = len(query) > 0 and set(self.slices.query_lengths) == {1}
+        decodes = decodes and self.slices.tree_masks is None
         known = head_dim in HEAD_DIMS and group <= LARGEST_GROUP
         narrow = query.dtype in (torch.float16, torch.bfloat16) and cache.dtype == query.dtype
         if not (decodes and known and narrow and query.is_cuda):
@@ -164,7 +127,7 @@ class NativePlan(Plan):
         shape = defines(
             head_dim=head_dim,
             group=group,
-            block_size=self.block_size,
+            block_size=self.slices.block_size,
             parts=self._splits > 1,
             dtype=query.dtype,
         )

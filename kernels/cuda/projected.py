@@ -78,25 +78,25 @@ def attend_projected(
     """See `ops.AttendProjected`."""
     assert isinstance(plan, Plan), "a plan belongs to who made it"
     tokens = len(projected)
-    query = torch.empty(
-        (tokens, layer.heads, layer.head_dim), dtype=projected.dtype, device=projected.device
-    )
+    kv_heads, head_dim = cache.shape[3:]
+    heads = projected.shape[1] // head_dim - 2 * kv_heads
+    size = (tokens, heads, head_dim)
+    query = torch.empty(size, dtype=projected.dtype, device=projected.device)
     if tokens == 0:
         return query.flatten(1)
-    columns = triton.next_power_of_2(layer.head_dim)
-    heads = layer.heads + 2 * layer.kv_heads
-    block = min(triton.next_power_of_2(heads), max(1, _BLOCK // columns))
+    columns = triton.next_power_of_2(head_dim)
+    rows = heads + 2 * kv_heads
+    block = min(triton.next_power_of_2(rows), max(1, _BLOCK // columns))
     cells = as_stored(cache)
-    prepare_kernel[(tokens, triton.cdiv(heads, block))](
+    prepare_kernel[(tokens, triton.cdiv(rows, block))](
         projected, layer.query_norm, layer.key_norm,
-        cosine.contiguous(), sine.contiguous(), query, cells, plan.slot_mapping,
+        cosine.contiguous(), sine.contiguous(), query, cells, plan.slices.slot_mapping,
         layer.epsilon, 1.0 / layer.key_scale, 1.0 / layer.value_scale,
         projected.stride(0), cells.stride(0), cells.stride(1), cells.stride(2),
-        HEADS=layer.heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim,
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim,
         ROTARY=cosine.shape[-1], NORMED=layer.query_norm is not None,
         FLOAT8=cells.dtype == torch.uint8,
-        BLOCK_SIZE=plan.block_size, BLOCK_H=block, BLOCK_D=columns,
+        BLOCK_SIZE=plan.slices.block_size, BLOCK_H=block, BLOCK_D=columns,
         num_warps=warps_for(block * columns),
     )  # fmt: skip
-    mixed = plan.attend(cache, query, scale=layer.scale, window=layer.window, softcap=layer.softcap)
-    return mixed.flatten(1)
+    return plan.attend(cache, query, layer).flatten(1)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import AttentionLayer, PagedSlices
 from .visibility import bias_of, tree_bias
 
 _CROWD_QUERIES = 16  # a slice with more queries than this is attended alone
@@ -33,26 +34,9 @@ _TILE_QUERIES = 256  # of a slice attended alone: keys that none of them sees ar
 _TILE_SCORES = 1 << 22  # in one tile, of one head (the kernel works on parts of a head itself)
 
 
-def plan_attention(
-    *,
-    query_offsets: Tensor,
-    context_lengths: Tensor,
-    block_tables: Tensor,
-    slot_mapping: Tensor,
-    query_lengths: tuple[int, ...],
-    context_lengths_host: tuple[int, ...],
-    block_size: int,
-    tree_masks: Tensor | None = None,
-) -> _Plan:
+def plan_attention(slices: PagedSlices) -> _Plan:
     """See `ops.PlanAttention`."""
-    return _Plan(
-        query_lengths=query_lengths,
-        context_lengths=context_lengths_host,
-        block_tables=block_tables,
-        slot_mapping=slot_mapping,
-        block_size=block_size,
-        tree_masks=None if tree_masks is None else tuple(tree_masks.tolist()),
-    )
+    return _Plan(slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,65 +59,34 @@ class _Slice:
 class _Plan:
     """See `ops.AttentionPlan`."""
 
-    def __init__(
-        self,
-        *,
-        query_lengths: tuple[int, ...],
-        context_lengths: tuple[int, ...],
-        block_tables: Tensor,
-        slot_mapping: Tensor,
-        block_size: int,
-        tree_masks: tuple[int, ...] | None,
-    ) -> None:
-        self._tree_masks = tree_masks
-        self._lengths = tuple(zip(query_lengths, context_lengths, strict=True))
-        self._block_tables = block_tables
-        self._block_size = block_size
+    def __init__(self, slices: PagedSlices) -> None:
+        masks = slices.tree_masks
+        self._tree_masks = None if masks is None else tuple(masks.tolist())
+        self._lengths = tuple(zip(slices.query_lengths, slices.context_lengths_host, strict=True))
+        self._block_tables = slices.block_tables
+        self._block_size = block_size = slices.block_size
+        slot_mapping = slices.slot_mapping
         # Cells in the cache seen as [blocks * 2 * block_size, kv_heads, head_dim].
         self._key_cells = slot_mapping + slot_mapping // block_size * block_size
         self._value_cells = self._key_cells + block_size
         self._parts: dict[int | None, list[_Crowd | _Alone]] = {}  # by window
 
-    def store(
-        self,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> None:
+    def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:
         if cache.dtype == torch.float8_e4m3fn:
             cells = cache.view(torch.uint8).view(-1, *cache.shape[3:])
         else:
             cells = cache.view(-1, *cache.shape[3:])
-        cells.index_copy_(0, self._key_cells, _cells_of(key, key_scale, cache.dtype))
-        cells.index_copy_(0, self._value_cells, _cells_of(value, value_scale, cache.dtype))
+        cells.index_copy_(0, self._key_cells, _cells_of(key, layer.key_scale, cache.dtype))
+        cells.index_copy_(0, self._value_cells, _cells_of(value, layer.value_scale, cache.dtype))
 
-    def attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
-    ) -> Tensor:
+    def attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer) -> Tensor:
         if cache.dtype == torch.float8_e4m3fn:
-            mixed = self._attend(cache, query, scale * key_scale, window, softcap)
-            return mixed.mul_(value_scale)
-        return self._attend(cache, query, scale, window, softcap)
+            mixed = self._attend(cache, query, layer, layer.scale * layer.key_scale)
+            return mixed.mul_(layer.value_scale)
+        return self._attend(cache, query, layer, layer.scale)
 
-    def _attend(
-        self,
-        cache: Tensor,
-        query: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _attend(self, cache: Tensor, query: Tensor, layer: AttentionLayer, scale: float) -> Tensor:
+        window, softcap = layer.window, layer.softcap
         parts = self._parts.get(window)
         if parts is None:
             group = query.shape[1] // cache.shape[3]

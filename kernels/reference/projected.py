@@ -19,21 +19,14 @@ def attend_projected(
     layer: AttentionLayer,
 ) -> Tensor:
     """See `ops.AttendProjected`."""
-    heads = projected.view(len(projected), -1, layer.head_dim)  # [tokens, q, k, v heads, dim]
-    query_key, value = heads[:, : -layer.kv_heads], heads[:, -layer.kv_heads :]
+    kv_heads, head_dim = cache.shape[3:]
+    rows = projected.view(len(projected), -1, head_dim)  # [tokens, q, k, v heads, head_dim]
+    query_key, value = rows[:, :-kv_heads], rows[:, -kv_heads:]
+    heads = query_key.shape[1] - kv_heads
     if layer.query_norm is not None and layer.key_norm is not None:
-        query = rms_norm(query_key[:, : layer.heads], layer.query_norm, layer.epsilon)
-        key = rms_norm(query_key[:, layer.heads :], layer.key_norm, layer.epsilon)
+        query = rms_norm(query_key[:, :heads], layer.query_norm, layer.epsilon)
+        key = rms_norm(query_key[:, heads:], layer.key_norm, layer.epsilon)
         query_key = torch.cat((query, key), dim=1)
     query_key = rotate(query_key, cosine, sine)
-    scales = {"key_scale": layer.key_scale, "value_scale": layer.value_scale}
-    plan.store(cache, query_key[:, layer.heads :], value, **scales)
-    mixed = plan.attend(
-        cache,
-        query_key[:, : layer.heads],
-        scale=layer.scale,
-        window=layer.window,
-        softcap=layer.softcap,
-        **scales,
-    )
-    return mixed.flatten(1)
+    plan.store(cache, query_key[:, heads:], value, layer)
+    return plan.attend(cache, query_key[:, :heads], layer).flatten(1)

@@ -15,6 +15,7 @@ from octavo.engine.attention.base import AttentionBackend
 from octavo.engine.attention.choice import choose_attention
 from octavo.engine.attention.flash3 import Flash3Attention
 from octavo.engine.attention.flashinfer import FlashInferAttention
+from octavo.engine.attention.library import LayerKind
 from octavo.engine.attention.paged import PagedAttention
 from octavo.engine.batch import Batch
 from octavo.engine.checkpoint import ModelConfig, Rope
@@ -27,7 +28,7 @@ from ..fakes.attention_libraries import (
     as_module,
     flash_attn_with_kvcache,
 )
-from ..kernels.paging import PagedStep, paged_step
+from ..kernels.paging import PLAIN, PagedStep, paged_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OPS = resolve(CPU, {"cpu": ("reference",)})
@@ -86,11 +87,13 @@ def batch_of(step: PagedStep) -> Batch:
 def test_a_library_attends_to_what_was_stored(which: int) -> None:
     step = paged_step(SLICES, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, block_size=BLOCK)
     plan = backends()[which].prepare(batch_of(step), BLOCK)
-    plan.store(step.cache, step.new_keys, step.new_values)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
     scale = HEAD_DIM**-0.5
     # Layers of two kinds take turns, as in models with a window in every other layer.
     for window, softcap in ((None, None), (10, 3.0), (None, None), (10, 3.0)):
-        got = plan.attend(step.cache, step.query, scale=scale, window=window, softcap=softcap)
+        got = plan.attend(
+            step.cache, step.query, AttentionLayer(scale=scale, window=window, softcap=softcap)
+        )
         expected = step.attended(scale=scale, window=window, softcap=softcap)
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -100,11 +103,11 @@ def test_flashinfer_plans_once_a_step_for_each_kind_of_layer() -> None:
     for steps in (1, 2):
         step = paged_step(SLICES, heads=6, kv_heads=2, head_dim=64, block_size=BLOCK, seed=steps)
         plan = backend.prepare(batch_of(step), BLOCK)
-        plan.store(step.cache, step.new_keys, step.new_values)
+        plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
         for window in (None, 4, None, 4):
-            plan.attend(step.cache, step.query, scale=0.1, window=window)
+            plan.attend(step.cache, step.query, AttentionLayer(scale=0.1, window=window))
         for window in (None, 4):
-            assert backend.wrapper((0.1, window, None)).plans == steps
+            assert backend.wrapper(LayerKind(0.1, window, None)).plans == steps
 
 
 @pytest.mark.parametrize("norms", [False, True])
@@ -120,9 +123,6 @@ def test_the_whole_of_a_layers_attention_is_the_references(which: int, norms: bo
     projected = normal(tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
     cosine, sine = normal(tokens, 1, HEAD_DIM), normal(tokens, 1, HEAD_DIM)
     layer = AttentionLayer(
-        heads=HEADS,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
         scale=0.2,
         window=9,
         query_norm=normal(HEAD_DIM) if norms else None,

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import AttentionPlan, PlanAttention
+from octavo.kernels.ops import AttentionLayer, AttentionPlan, PagedSlices, PlanAttention
+
+PLAIN = AttentionLayer(scale=1.0)
+"""For a store that keeps cells as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class PagedStep:
         queries = tuple(q for q, _ in self.slices)
         contexts = tuple(c for _, c in self.slices)
         device = self.cache.device
-        return plan_attention(
+        slices = PagedSlices(
             query_offsets=torch.tensor([0, *queries], device=device).cumsum(0).int(),
             context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
             block_tables=self.block_tables,
@@ -35,8 +38,9 @@ class PagedStep:
             query_lengths=queries,
             context_lengths_host=contexts,
             block_size=self.cache.shape[2],
-            **({"tree_masks": torch.tensor(self.marks, device=device)} if self.marks else {}),
+            tree_masks=torch.tensor(self.marks, device=device) if self.marks else None,
         )
+        return plan_attention(slices)
 
     @property
     def new_keys(self) -> Tensor:

@@ -77,9 +77,6 @@ def projected_case(
     cosine = torch.cat((angles.cos(), angles.cos()), -1).to(dtype)
     sine = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype)
     layer = AttentionLayer(
-        heads=_HEADS,
-        kv_heads=_KV_HEADS,
-        head_dim=head_dim,
         scale=head_dim**-0.5,
         window=12,
         query_norm=normal(head_dim) if normed else None,

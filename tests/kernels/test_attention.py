@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.kernels.ops import PlanAttention
+from octavo.kernels.ops import AttentionLayer, PagedSlices, PlanAttention
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.attention import plan_attention as reference
 
-from .paging import PagedStep, paged_step, rounded_to_8_bits, tree_marks
+from .paging import PLAIN, PagedStep, paged_step, rounded_to_8_bits, tree_marks
 from .projecting import projected_case
 from .providers import PROVIDERS, find, with_threads
 
@@ -57,10 +57,12 @@ def test_it_is_attention(
 ) -> None:
     step = paged_step(slices, heads=heads, kv_heads=kv_heads)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
     scale = 1 / math.sqrt(16)
     for softcap in (None, 3.0):
-        got = plan.attend(step.cache, step.query, scale=scale, window=window, softcap=softcap)
+        got = plan.attend(
+            step.cache, step.query, AttentionLayer(scale=scale, window=window, softcap=softcap)
+        )
         expected = step.attended(scale=scale, window=window, softcap=softcap)
         torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -70,8 +72,8 @@ def test_any_block_size(plan_attention: PlanAttention, block_size: int) -> None:
     slices = ((1, 33), (40, 65), (1, 32), (2, 64), (1, 300))
     step = paged_step(slices, heads=4, kv_heads=2, block_size=block_size)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
-    got = plan.attend(step.cache, step.query, scale=0.25)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -83,9 +85,11 @@ def test_any_head(plan_attention: PlanAttention, dtype: torch.dtype, head_dim: i
         ((1, 140), (7, 7), (1, 1)), heads=6, kv_heads=2, head_dim=head_dim, dtype=dtype
     )
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
     for softcap in (None, 30.0):
-        got = plan.attend(step.cache, step.query, scale=head_dim**-0.5, softcap=softcap)
+        got = plan.attend(
+            step.cache, step.query, AttentionLayer(scale=head_dim**-0.5, softcap=softcap)
+        )
         expected = step.attended(scale=head_dim**-0.5, window=None, softcap=softcap)
         near = (
             {"atol": 4e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2e-2}
@@ -97,8 +101,8 @@ def test_bfloat16_is_as_good_as_its_inputs(plan_attention: PlanAttention) -> Non
     slices = ((1, 200), (40, 65), (3, 64))
     step = paged_step(slices, heads=4, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
-    got = plan.attend(step.cache, step.query, scale=0.125)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.125))
     assert got.dtype == torch.bfloat16
     expected = step.attended(scale=0.125, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=1e-2, rtol=2e-2)
@@ -107,9 +111,9 @@ def test_bfloat16_is_as_good_as_its_inputs(plan_attention: PlanAttention) -> Non
 def test_several_windows_share_a_plan(plan_attention: PlanAttention) -> None:
     step = paged_step(((1, 50), (30, 44)), heads=4, kv_heads=2)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
     for window in (5, None, 5, 20):
-        got = plan.attend(step.cache, step.query, scale=0.25, window=window)
+        got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25, window=window))
         expected = step.attended(scale=0.25, window=window, softcap=None)
         torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -120,8 +124,8 @@ def test_small_workspaces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(attention, "_TILE_QUERIES", 7)
     step = paged_step(((1, 20), (1, 20), (1, 21), (40, 50), (1, 90)), heads=4, kv_heads=2)
     plan = step.plan(reference)
-    plan.store(step.cache, step.new_keys, step.new_values)
-    got = plan.attend(step.cache, step.query, scale=0.25)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -129,7 +133,7 @@ def test_small_workspaces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 def test_only_this_steps_cells_are_written(plan_attention: PlanAttention) -> None:
     step = paged_step(((1, 9), (5, 12)), heads=4, kv_heads=2)
     before = step.cache.clone()
-    step.plan(plan_attention).store(step.cache, step.new_keys, step.new_values)
+    step.plan(plan_attention).store(step.cache, step.new_keys, step.new_values, PLAIN)
     changed = (step.cache != before).flatten(3).any(-1)  # [blocks, 2, block_size]
     slots = torch.zeros_like(changed)
     blocks, offsets = step.slot_mapping // 8, step.slot_mapping % 8
@@ -148,20 +152,22 @@ def test_a_sequence_that_went_wrong_does_not_spread_through_its_blocks(
     table = step.block_tables[0, 0]
     bad = torch.full((8, 2, 16), poison)
     plan_attention(
-        query_offsets=torch.tensor([0, 8], dtype=torch.int32),
-        context_lengths=torch.tensor([8], dtype=torch.int32),
-        block_tables=table.view(1, 1),
-        slot_mapping=table.long() * 8 + torch.arange(8),
-        query_lengths=(8,),
-        context_lengths_host=(8,),
-        block_size=8,
-    ).store(step.cache, bad, bad)
+        PagedSlices(
+            query_offsets=torch.tensor([0, 8], dtype=torch.int32),
+            context_lengths=torch.tensor([8], dtype=torch.int32),
+            block_tables=table.view(1, 1),
+            slot_mapping=table.long() * 8 + torch.arange(8),
+            query_lengths=(8,),
+            context_lengths_host=(8,),
+            block_size=8,
+        )
+    ).store(step.cache, bad, bad, PLAIN)
     whole = step.plan(plan_attention)
     # The three cells of the new owner; the other five keep what the bad sequence left.
     cells = torch.arange(3)
     step.cache[table.long(), 0, cells] = step.keys[0]
     step.cache[table.long(), 1, cells] = step.values[0]
-    got = whole.attend(step.cache, step.query, scale=0.25)
+    got = whole.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -171,11 +177,11 @@ def test_a_query_that_is_not_finite_does_not_pass_for_an_answer(
 ) -> None:
     step = paged_step(((1, 20), (3, 9)), heads=4, kv_heads=2)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
-    sound = plan.attend(step.cache, step.query, scale=0.25)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    sound = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     query = step.query.clone()
     query[1, 2, 5] = math.nan
-    got = plan.attend(step.cache, query, scale=0.25)
+    got = plan.attend(step.cache, query, AttentionLayer(scale=0.25))
     assert bool(got[1, 2].isnan().all())
     got[1, 2] = sound[1, 2]
     assert torch.equal(got, sound)
@@ -194,15 +200,21 @@ def test_a_tree_of_drafts_sees_its_ancestors(
     step = paged_step(slices, heads=6, kv_heads=2, dtype=dtype)
     step = replace(step, marks=marks)
     plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
     near = {"atol": 2e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     for window, softcap in ((None, None), (12, 3.0)):
-        got = plan.attend(step.cache, step.query, scale=0.25, window=window, softcap=softcap)
+        got = plan.attend(
+            step.cache, step.query, AttentionLayer(scale=0.25, window=window, softcap=softcap)
+        )
         expected = step.attended(scale=0.25, window=window, softcap=softcap)
         torch.testing.assert_close(got.double(), expected, **near)
     # A chain is no tree but in its masks.
-    plain = replace(step, marks=()).plan(plan_attention).attend(step.cache, step.query, scale=0.25)
-    got = plan.attend(step.cache, step.query, scale=0.25)
+    plain = (
+        replace(step, marks=())
+        .plan(plan_attention)
+        .attend(step.cache, step.query, AttentionLayer(scale=0.25))
+    )
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     torch.testing.assert_close(got[9:15], plain[9:15], **near)
 
 
@@ -212,8 +224,8 @@ def test_keys_and_values_of_8_bits(plan_attention: PlanAttention) -> None:
     scales = {"key_scale": 0.5, "value_scale": 0.25}
     rounded = rounded_to_8_bits(step, **scales)
     plan = rounded.plan(plan_attention)
-    plan.store(rounded.cache, step.new_keys, step.new_values, **scales)
-    got = plan.attend(rounded.cache, step.query, scale=0.25, window=100, **scales)
+    plan.store(rounded.cache, step.new_keys, step.new_values, AttentionLayer(scale=1.0, **scales))
+    got = plan.attend(rounded.cache, step.query, AttentionLayer(scale=0.25, window=100, **scales))
     expected = rounded.attended(scale=0.25, window=100, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=4e-6, rtol=2e-5)
 
@@ -249,16 +261,16 @@ def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads
     crowd = ((1, 700), (1, 1), (5, 1300), (33, 33), (210, 1210))
     step = paged_step(crowd, heads=6, kv_heads=2, head_dim=64, block_size=16, dtype=dtype)
     whole = step.plan(plan_attention)
-    whole.store(step.cache, step.new_keys, step.new_values)
+    whole.store(step.cache, step.new_keys, step.new_values, PLAIN)
     for window in (None, 150):
-        settings = {"scale": 0.125, "window": window, "softcap": None}
-        expected = whole.attend(step.cache, step.query, **settings)
+        layer = AttentionLayer(scale=0.125, window=window)
+        expected = whole.attend(step.cache, step.query, layer)
         for threads in (1, 2, 5):
             with with_threads(level, threads):
-                assert torch.equal(whole.attend(step.cache, step.query, **settings), expected)
+                assert torch.equal(whole.attend(step.cache, step.query, layer), expected)
                 for cut in ((210,), (1,) * 210, (7, 90, 1, 112)):
                     parts = [
-                        part.plan(plan_attention).attend(step.cache, part.query, **settings)
+                        part.plan(plan_attention).attend(step.cache, part.query, layer)
                         for part in _parts(step, cut)
                     ]
                     assert torch.equal(torch.cat(parts), expected[-210:])

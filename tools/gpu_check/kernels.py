@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tests.kernels.paging import PagedStep, paged_step
+from tests.kernels.paging import PLAIN, PagedStep, paged_step
 from torch import Tensor
 
 from octavo.kernels import registry
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import AttentionLayer, Ops, PagedSlices
 
 from .ceilings import Ceilings, measure, seconds
 from .report import Missing, Options, Report
 
 ROOT = Path(__file__).resolve().parents[2]
+LAYER = AttentionLayer(scale=0.1)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -105,17 +106,19 @@ def _attention(
 def _attended(ops: Ops, step: PagedStep, device: torch.device) -> Tensor:
     queries, contexts = zip(*step.slices, strict=True)
     plan = ops.plan_attention(
-        query_offsets=torch.tensor([0, *queries]).cumsum(0).int().to(device),
-        context_lengths=torch.tensor(contexts, dtype=torch.int32).to(device),
-        block_tables=step.block_tables.to(device),
-        slot_mapping=step.slot_mapping.to(device),
-        query_lengths=queries,
-        context_lengths_host=contexts,
-        block_size=step.cache.shape[2],
+        PagedSlices(
+            query_offsets=torch.tensor([0, *queries]).cumsum(0).int().to(device),
+            context_lengths=torch.tensor(contexts, dtype=torch.int32).to(device),
+            block_tables=step.block_tables.to(device),
+            slot_mapping=step.slot_mapping.to(device),
+            query_lengths=queries,
+            context_lengths_host=contexts,
+            block_size=step.cache.shape[2],
+        )
     )
     cache = step.cache.to(device)
-    plan.store(cache, step.new_keys.to(device), step.new_values.to(device))
-    return plan.attend(cache, step.query.to(device), scale=0.125).cpu()
+    plan.store(cache, step.new_keys.to(device), step.new_values.to(device), PLAIN)
+    return plan.attend(cache, step.query.to(device), AttentionLayer(scale=0.125)).cpu()
 
 
 def _tests(options: Options, report: Report) -> None:
@@ -180,14 +183,14 @@ class _Bench:
             moved = 2 * batch * context * cache.shape[3] * cache.shape[4] * cache.element_size()
             self._memory(
                 f"attention, {batch} decodes at {context}",
-                partial(plan.attend, cache, query, scale=0.1),
+                partial(plan.attend, cache, query, LAYER),
                 moved,
             )
 
     def prompt(self) -> None:
         tokens = 24 if self._small else 8192
         plan, cache, query = self._paged(1, tokens, tokens)
-        took = seconds(lambda: plan.attend(cache, query, scale=0.1), self._device)
+        took = seconds(lambda: plan.attend(cache, query, LAYER), self._device)
         flops = 2 * tokens * tokens * query.shape[1] * query.shape[2]  # causal: half of 4
         self._report.figure(
             f"attention, a prompt of {tokens}",
@@ -241,7 +244,7 @@ class _Bench:
 
         for batch, queries, context in ((32, 1, 1024), (256, 1, 1024), (1, 8192, 8192)):
             plan, cache, query = self._paged(batch, queries, context)
-            ours = seconds(partial(plan.attend, cache, query, scale=0.1), self._device)
+            ours = seconds(partial(plan.attend, cache, query, LAYER), self._device)
             theirs = seconds(
                 lambda p=plan, c=cache, q=query, n=queries: flash_attn_with_kvcache(
                     q, c[:, 0], c[:, 1], cache_seqlens=p.context_lengths, page_table=p.block_tables,
@@ -258,13 +261,17 @@ class _Bench:
         cache = self._draw(batch * width, 2, block, kv_heads, head_dim)
         tables = torch.randperm(batch * width).view(batch, width).int().to(self._device)
         plan = self._ops.plan_attention(
-            query_offsets=(torch.arange(batch + 1) * queries).int().to(self._device),
-            context_lengths=torch.full((batch,), context, dtype=torch.int32, device=self._device),
-            block_tables=tables,
-            slot_mapping=torch.zeros(batch * queries, dtype=torch.int64, device=self._device),
-            query_lengths=(queries,) * batch,
-            context_lengths_host=(context,) * batch,
-            block_size=block,
+            PagedSlices(
+                query_offsets=(torch.arange(batch + 1) * queries).int().to(self._device),
+                context_lengths=torch.full(
+                    (batch,), context, dtype=torch.int32, device=self._device
+                ),
+                block_tables=tables,
+                slot_mapping=torch.zeros(batch * queries, dtype=torch.int64, device=self._device),
+                query_lengths=(queries,) * batch,
+                context_lengths_host=(context,) * batch,
+                block_size=block,
+            )
         )
         return plan, cache, self._draw(batch * queries, heads, head_dim)
 

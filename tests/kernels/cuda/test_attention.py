@@ -13,9 +13,10 @@ pytest.importorskip("triton")
 
 from octavo.kernels.cuda.attention import plan_attention
 from octavo.kernels.cuda.projected import attend_projected
+from octavo.kernels.ops import AttentionLayer, PagedSlices
 from octavo.kernels.reference.attention import plan_attention as reference_plan_attention
 
-from ..paging import PagedStep, paged_step, rounded_to_8_bits, tree_marks
+from ..paging import PLAIN, PagedStep, paged_step, rounded_to_8_bits, tree_marks
 from ..projecting import projected_case
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -37,9 +38,9 @@ def attended(
 ) -> Tensor:
     there = on(step, device)
     plan = there.plan(partial(plan_attention, fixed=fixed))
-    plan.store(there.cache, step.new_keys.to(device), step.new_values.to(device))
+    plan.store(there.cache, step.new_keys.to(device), step.new_values.to(device), PLAIN)
     scale = step.query.shape[2] ** -0.5
-    got = plan.attend(there.cache, there.query, scale=scale, **options)  # type: ignore[arg-type]
+    got = plan.attend(there.cache, there.query, AttentionLayer(scale=scale, **options))  # type: ignore[arg-type]
     return got.cpu()
 
 
@@ -109,13 +110,25 @@ def test_keys_and_values_of_8_bits(
     scales = {"key_scale": 0.5, "value_scale": 0.25}
     rounded = on(rounded_to_8_bits(step, **scales), device)
     plan = rounded.plan(plan_attention)
-    plan.store(rounded.cache, step.new_keys.to(device), step.new_values.to(device), **scales)
+    plan.store(
+        rounded.cache,
+        step.new_keys.to(device),
+        step.new_values.to(device),
+        AttentionLayer(scale=1.0, **scales),
+    )
     theirs = on(rounded_to_8_bits(step, **scales), device)
     reference = theirs.plan(reference_plan_attention)
-    reference.store(theirs.cache, step.new_keys.to(device), step.new_values.to(device), **scales)
+    reference.store(
+        theirs.cache,
+        step.new_keys.to(device),
+        step.new_values.to(device),
+        AttentionLayer(scale=1.0, **scales),
+    )
     ours, cells = (cache.view(torch.uint8) for cache in (rounded.cache, theirs.cache))
     assert torch.equal(ours, cells)
-    got = plan.attend(rounded.cache, rounded.query, scale=0.25, window=100, **scales)
+    got = plan.attend(
+        rounded.cache, rounded.query, AttentionLayer(scale=0.25, window=100, **scales)
+    )
     expected = rounded.attended(scale=0.25, window=100, softcap=None)
     torch.testing.assert_close(got.cpu().double(), expected, atol=4e-6, rtol=2e-5)
 
@@ -134,19 +147,21 @@ def test_every_number_of_8_bits_is_read_and_every_number_rounded_to_nearest(
     cache = torch.zeros(tokens, 2, 1, 1, 16, dtype=torch.float8_e4m3fn, device=device)
     one = torch.ones(tokens, dtype=torch.int32, device=device)
     plan = plan_attention(
-        query_offsets=torch.arange(tokens + 1, dtype=torch.int32, device=device),
-        context_lengths=one,
-        block_tables=torch.arange(tokens, dtype=torch.int32, device=device)[:, None],
-        slot_mapping=torch.arange(tokens, device=device),
-        query_lengths=(1,) * tokens,
-        context_lengths_host=(1,) * tokens,
-        block_size=1,
+        PagedSlices(
+            query_offsets=torch.arange(tokens + 1, dtype=torch.int32, device=device),
+            context_lengths=one,
+            block_tables=torch.arange(tokens, dtype=torch.int32, device=device)[:, None],
+            slot_mapping=torch.arange(tokens, device=device),
+            query_lengths=(1,) * tokens,
+            context_lengths_host=(1,) * tokens,
+            block_size=1,
+        )
     )
-    plan.store(cache, numbers.to(device), numbers.to(device))
+    plan.store(cache, numbers.to(device), numbers.to(device), PLAIN)
     expected = numbers.clamp(-448, 448).to(torch.float8_e4m3fn)
     assert torch.equal(cache[:, 0, 0].cpu().float(), expected.float())
     # A query that sees one cell gets its value.
-    got = plan.attend(cache, torch.zeros(tokens, 1, 16, device=device), scale=1.0)
+    got = plan.attend(cache, torch.zeros(tokens, 1, 16, device=device), AttentionLayer(scale=1.0))
     assert torch.equal(got.cpu(), expected.float())
 
 
@@ -256,20 +271,22 @@ def test_padding_of_a_graph_changes_nothing(
     slots[:tokens] = step.slot_mapping
     contexts = [context for _, context in slices] + [0] * padding
     plan = plan_attention(
-        query_offsets=offsets.cumsum(0).int(),
-        context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
-        block_tables=table.to(device),
-        slot_mapping=slots.to(device),
-        query_lengths=bounds,
-        context_lengths_host=(2000,) * len(bounds),
-        block_size=8,
+        PagedSlices(
+            query_offsets=offsets.cumsum(0).int(),
+            context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
+            block_tables=table.to(device),
+            slot_mapping=slots.to(device),
+            query_lengths=bounds,
+            context_lengths_host=(2000,) * len(bounds),
+            block_size=8,
+        )
     )
     cache = before.to(device)
     key, value, query = (
         torch.nn.functional.pad(x, (0, 0, 0, 0, 0, more - tokens), value=float("nan")).to(device)
         for x in (step.new_keys, step.new_values, step.query)
     )
-    plan.store(cache, key, value)
-    got = plan.attend(cache, query, scale=step.query.shape[2] ** -0.5)
+    plan.store(cache, key, value, PLAIN)
+    got = plan.attend(cache, query, AttentionLayer(scale=step.query.shape[2] ** -0.5))
     assert torch.equal(got[:tokens].cpu(), expected)
     assert torch.equal(cache, step.cache.to(device))

@@ -22,8 +22,9 @@ pytest.importorskip("triton")
 from octavo.kernels.cuda import native, nvrtc
 from octavo.kernels.cuda.attention import SPLIT
 from octavo.kernels.cuda.attention_kernels import merge_kernel
+from octavo.kernels.ops import AttentionLayer
 
-from ..paging import PagedStep, paged_step
+from ..paging import PLAIN, PagedStep, paged_step
 
 HERE = Path(__file__).parent
 TOOLS = Path(str(sys.modules["triton"].__file__)).parent / "backends" / "nvidia" / "bin"
@@ -152,8 +153,8 @@ def test_triton_computes_what_there_is_no_kernel_for(
     step = paged_step(((1, 9), (2, 12)), heads=4, kv_heads=2)
     with caplog.at_level(logging.WARNING):
         plan = step.plan(native.plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values)
-    got = plan.attend(step.cache, step.query, scale=0.25)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=3e-6, rtol=3e-6)
     assert ("CUDA C++ is skipped" in caplog.text) == (nvrtc.find_compiler() is None)
