@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import weakref
 
 import torch
 from torch import Tensor
 
 _LARGE_PAGE = 2 << 20
+_CHUNK = 32 * _LARGE_PAGE
+_LINE = 64  # bytes
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -22,9 +25,38 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | Non
     size = math.prod(shape) * dtype.itemsize
     if (device is not None and device.type != "cpu") or size < _LARGE_PAGE // 4:
         return torch.zeros(shape, dtype=dtype, device=device)
-    # Mappings of one kind lie next to each other, and what crosses from one to the next may be one
-    # page. A mapping is given back with the last tensor that views it.
+    return torch.frombuffer(_pages(size), dtype=dtype).view(shape)
+
+
+class Arena:
+    """Tensors one behind the other in a few mappings, so that also those share large pages that
+    are smaller than one and written before the next is made. A mapping is given back with the last
+    tensor in it."""
+
+    def __init__(self) -> None:
+        self._latest: weakref.ref[mmap.mmap] | None = None
+        self._used = 0  # bytes of the latest mapping
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros, like the function's, on a CPU."""
+        count = math.prod(shape)
+        size = count * dtype.itemsize
+        if size == 0 or size > _CHUNK // 2:
+            return zeros(shape, dtype)
+        pages = self._latest() if self._latest is not None else None
+        if pages is None or self._used + size > _CHUNK:
+            pages, self._used = _pages(_CHUNK), 0
+            self._latest = weakref.ref(pages)
+        tensor = torch.frombuffer(pages, dtype=dtype, count=count, offset=self._used)
+        self._used += -(-size // _LINE) * _LINE
+        return tensor.view(shape)
+
+
+def _pages(size: int) -> mmap.mmap:
+    """A mapping, in large pages where the system has them: it is there as long as a tensor is that
+    views it. Mappings of one kind lie next to each other, and what crosses from one to the next may
+    be one page."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
+    return pages

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..memory import zeros
+from ..memory import Arena, zeros
 from ..ops import PackedLinear, PackLinear, PackQuantized
 from ..reference.quantized import GROUPS, quantize
 from .library import COUNT, POINTER, Function, Library, dense
@@ -61,6 +61,7 @@ def pack_quantized(library: Library) -> PackQuantized:
     packers = {
         bits: library.function(f"pack_int{bits}", *[POINTER] * 3, COUNT, COUNT) for bits in GROUPS
     }
+    arena = Arena()
 
     def pack(weight: Tensor, bias: Tensor | None, bits: int) -> PackedLinear:
         outputs, inputs = weight.shape
@@ -68,7 +69,7 @@ def pack_quantized(library: Library) -> PackQuantized:
         units, groups = -(-outputs // _UNIT), scales.shape[1]
         steps = -(-inputs * bits // _STEP_BITS)
         unit_bytes = _UNIT * (scales.element_size() * groups + _STEP_BITS // 8 * steps)
-        packed = zeros((units * unit_bytes,), torch.uint8)
+        packed = arena.zeros((units * unit_bytes,), torch.uint8)
         packers[bits](values.data_ptr(), scales.data_ptr(), packed.data_ptr(), outputs, inputs)
         return _Packed(functions[bits], packed, bias, shape=weight.shape, dtype=weight.dtype)
 

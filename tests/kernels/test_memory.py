@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
+import weakref
+
 import pytest
 import torch
 
-from octavo.kernels.memory import zeros
+from octavo.kernels import memory
+from octavo.kernels.memory import Arena, zeros
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5,), (3, 7, 11), (1 << 11, 1 << 10)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
 def test_it_is_a_tensor_of_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    memory = zeros(shape, dtype)
-    assert (memory.shape, memory.dtype) == (shape, dtype)
-    assert memory.is_contiguous() and not memory.any()
-    assert memory.data_ptr() % 64 == 0
+    tensor = zeros(shape, dtype)
+    assert (tensor.shape, tensor.dtype) == (shape, dtype)
+    assert tensor.is_contiguous() and not tensor.any()
+    assert tensor.data_ptr() % 64 == 0
 
 
 def test_it_is_there_as_long_as_something_views_it() -> None:
@@ -22,3 +26,36 @@ def test_it_is_there_as_long_as_something_views_it() -> None:
     part.fill_(7)
     others = [zeros((1 << 20,), torch.float32).fill_(1) for _ in range(3)]
     assert part.tolist() == [7.0] * 4 and len(others) == 3
+
+
+def test_an_arena_gives_zeros_that_share_nothing_but_their_mapping() -> None:
+    arena = Arena()
+    tensors = [arena.zeros((3, 5 + i), torch.uint8) for i in range(3)]
+    tensors += [arena.zeros((0, 2), torch.float32), arena.zeros((40 << 20,), torch.uint8)]
+    tensors += [arena.zeros((20 << 20,), torch.uint8) for _ in range(4)]  # more than one mapping
+    for value, tensor in enumerate(tensors, 1):
+        assert not tensor.any() and tensor.data_ptr() % 64 == 0
+        tensor.fill_(value)
+    assert all((tensor == value).all() for value, tensor in enumerate(tensors, 1))
+    assert [tensors[i + 1].data_ptr() - tensors[i].data_ptr() for i in range(2)] == [64, 64]
+
+
+def test_a_mapping_of_an_arena_is_given_back_with_its_last_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[mmap.mmap]] = []
+
+    def pages(size: int) -> mmap.mmap:
+        mapping = mmap.mmap(-1, size)
+        made.append(weakref.ref(mapping))
+        return mapping
+
+    monkeypatch.setattr(memory, "_pages", pages)
+    arena = Arena()
+    tensors = [arena.zeros((1 << 20,), torch.float32).fill_(7) for _ in range(2)]
+    assert len(made) == 1
+    del tensors[0]
+    assert made[0]() is not None and tensors[0].eq(7).all()
+    tensors.clear()
+    assert made[0]() is None
+    assert arena.zeros((5,), torch.float32).tolist() == [0.0] * 5 and len(made) == 2
