@@ -9,8 +9,9 @@ What a step ahead means, and where it is seen to:
 
 - The token that step k samples is *promised* to step k + 1, which reads it where the device has it
   (worker/computer). Noise is keyed by seed and position, so nothing is drawn differently.
-- Rules that look at what has been said (penalties, bad words, grammars) keep the sampler of k + 1
-  waiting, not its model: k lands first, and counts and masks are made while the model runs.
+- Rules that look at what has been said (bad words, grammars) keep the sampler of k + 1 waiting, not
+  its model: k lands first, and masks are made while the model runs. Penalties do not: what is drawn
+  is counted where the logits are.
 - A run of tokens that a grammar forces comes with step k; what k + 1 was to draw is known then, and
   not drawn (`Sequence.overtaken`). Log-probabilities travel with their step's tokens. Those of
   prompts, hidden states and beams are read when they are computed: such a step overlaps less.

@@ -96,13 +96,18 @@ def pick_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
 
 
 class Marker(Protocol):
-    """A point in a device's stream of work."""
+    """A point in a stream of a device's work: the main one, or that of the `SideStream` that was
+    entered. Where nothing was recorded nobody waits."""
 
     def record(self) -> None:
-        """The work that has been given to the device so far ends here."""
+        """The work that has been given to the stream so far ends here."""
+
+    def wait(self) -> None:
+        """What is given to the stream from now on waits until the device has come here; the host
+        does not."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come here; at once where nothing was recorded."""
+        """The host waits until the device has come here."""
 
 
 def marker_of(device: torch.device) -> Callable[[], Marker] | None:
@@ -197,18 +202,13 @@ class _GpuMemory:
 
 
 class SideStream(Protocol):
-    """A second stream of a device's work, beside the one that computes."""
+    """A further stream of a device's work, beside the one that computes: nothing but a `Marker`
+    makes one wait for the other."""
 
     def __enter__(self) -> object:
         """Work given inside goes to this stream."""
 
     def __exit__(self, *raised: object) -> object: ...
-
-    def follow(self) -> None:
-        """What is given to this stream from now on waits for all that was given to the main one."""
-
-    def lead(self) -> None:
-        """What is given to the main stream from now on waits for all that was given to this one."""
 
     def synchronize(self) -> None:
         """Wait until all is done that was given to this stream."""
@@ -232,12 +232,6 @@ class _GpuStream:
 
     def __exit__(self, *raised: object) -> object:
         return self._entered.__exit__(*raised)
-
-    def follow(self) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-
-    def lead(self) -> None:
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def synchronize(self) -> None:
         self._stream.synchronize()

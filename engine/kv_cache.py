@@ -10,7 +10,7 @@ from octavo.kernels.memory import zeros
 from octavo.kernels.ops import Ops
 
 from .checkpoint import ModelConfig
-from .device import side_stream_of
+from .device import marker_of, side_stream_of
 from .step import Moves
 from .swap import Pairs, SwapSpace
 from .transfer import transfer_to
@@ -48,14 +48,16 @@ class KVCache:
         self._copy_blocks = ops.copy_blocks
         self._transfer = transfer_to(device)
         self.host_layers: list[Tensor]
-        stream = side_stream_of(device)
+        stream, make_marker = side_stream_of(device), marker_of(device)
         self._swap: SwapSpace | None = None
-        if stream is None:
+        if stream is None or make_marker is None:
             self.host_layers = [
                 zeros((num_host_blocks, *shape), dtype, device) for _ in range(config.layers)
             ]
         else:
-            self._swap = SwapSpace(self.layers, num_host_blocks, stream, self._transfer)
+            self._swap = SwapSpace(
+                self.layers, num_host_blocks, stream, make_marker, self._transfer
+            )
             self.host_layers = list(self._swap.blocks.unbind(1))
 
     def apply(self, moves: Moves) -> None:

@@ -3,25 +3,37 @@
 A swapped block is one piece of host memory with all its layers, so that it crosses the bus as one
 copy. On the device blocks pass through a staging area: those that leave are gathered there by the
 main stream, which may overwrite them at once; those that come are scattered from there when they
-have arrived. The host waits for nothing, and no call allocates anything that grows with the number
-of blocks.
+have arrived, and cross the bus while the main stream is still busy with what it was given before.
+Each area is waited for by itself. Copies over the bus keep their order: a block of the host may be
+given away as soon as it has been read. The host waits for nothing, and no call allocates anything
+that grows with the number of blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .device import SideStream
+from .device import Marker, SideStream
 from .transfer import Transfer
 
 _STAGING_BYTES = 64 << 20
 
 Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """Room for some blocks on the device, with all their layers."""
+
+    blocks: Tensor  # uint8 [blocks, layers, ...]
+    filled: Marker  # everything is there
+    emptied: Marker  # nothing of it is needed any more
 
 
 class SwapSpace:
@@ -32,6 +44,7 @@ class SwapSpace:
         layers: Sequence[Tensor],
         num_host_blocks: int,
         stream: SideStream,
+        make_marker: Callable[[], Marker],
         transfer: Transfer,
     ) -> None:
         """`layers`: the cache's, each [blocks, 2, block_size, kv_heads, head_dim]."""
@@ -47,51 +60,50 @@ class SwapSpace:
             (num_host_blocks, *block), dtype=torch.uint8, pin_memory=like.device.type != "cpu"
         )
         self.blocks = self._blocks.view(layers[0].dtype)  # [blocks, layers, ...]
-        self._staging = [like.new_empty((staged, *block)) for _ in range(2)]
-        self._turn = 0
+        self._most = staged
+        areas = [
+            _Staging(like.new_empty((staged, *block)), make_marker(), make_marker())
+            for _ in range(2)
+        ]
+        self._areas = cycle(areas)
 
     def take_out(self, pairs: Pairs) -> None:
         """Device block -> host block."""
         for some in self._portions(pairs):
-            staging = self._next_staging()
-            index = self._index([device for device, _ in some])
+            area, index = next(self._areas), self._index([device for device, _ in some])
+            area.emptied.wait()
             for number, layer in enumerate(self._layers):
-                staging[: len(some), number] = layer[index]
-            self._stream.follow()
+                area.blocks[: len(some), number] = layer[index]
+            area.filled.record()
             with self._stream:
+                area.filled.wait()
                 for begin, host, count in _runs([host for _, host in some]):
-                    part = staging[begin : begin + count]
+                    part = area.blocks[begin : begin + count]
                     self._blocks[host : host + count].copy_(part, non_blocking=True)
+                area.emptied.record()
 
     def bring_in(self, pairs: Pairs) -> None:
         """Host block -> device block."""
         for some in self._portions(pairs):
-            staging = self._next_staging()
-            self._stream.follow()  # what was last scattered from this staging area has been
+            area, index = next(self._areas), self._index([device for _, device in some])
             with self._stream:
+                area.emptied.wait()
                 for begin, host, count in _runs([host for host, _ in some]):
                     part = self._blocks[host : host + count]
-                    staging[begin : begin + count].copy_(part, non_blocking=True)
-            self._stream.lead()
-            index = self._index([device for _, device in some])
+                    area.blocks[begin : begin + count].copy_(part, non_blocking=True)
+                area.filled.record()
+            area.filled.wait()
             for number, layer in enumerate(self._layers):
-                layer[index] = staging[: len(some), number]
+                layer[index] = area.blocks[: len(some), number]
+            area.emptied.record()
 
     def synchronize(self) -> None:
         """Wait until all blocks are where they belong."""
         self._stream.synchronize()
 
-    def _next_staging(self) -> Tensor:
-        """A staging area that nothing is copied from or to any more."""
-        self._turn = 1 - self._turn
-        if self._turn == 0:
-            self._stream.lead()  # both have been used: the main stream waits for their copies
-        return self._staging[self._turn]
-
     def _portions(self, pairs: Pairs) -> list[Pairs]:
         """As many at a time as a staging area holds."""
-        most = len(self._staging[0])
-        return [pairs[begin : begin + most] for begin in range(0, len(pairs), most)]
+        return [pairs[at : at + self._most] for at in range(0, len(pairs), self._most)]
 
     def _index(self, blocks: list[int]) -> Tensor:
         (index,) = self._transfer.send(np.array(blocks, dtype=np.int64))

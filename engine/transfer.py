@@ -1,7 +1,8 @@
 """`Transfer`: arrays of a step to the device in one copy, and its results back in one.
 
 Copies cost a few microseconds each, however small, and one from pageable memory makes the host
-wait. So what a step needs is laid out in one pinned buffer and sent at once, without waiting.
+wait. So what a step needs is laid out in one pinned buffer and sent at once, without waiting. What
+it yields comes back beside the next step's work, on a stream of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .device import Marker, marker_of
+from .device import Marker, SideStream, marker_of, side_stream_of
 
 Array = npt.NDArray[Any]
 
@@ -41,8 +42,10 @@ class Transfer(Protocol):
 
 def transfer_to(device: torch.device) -> Transfer:
     """The way to move values to and from `device`."""
-    make_marker = marker_of(device)
-    return Shared() if make_marker is None else Pinned(device, make_marker)
+    make_marker, side = marker_of(device), side_stream_of(device)
+    if make_marker is None or side is None:
+        return Shared()
+    return Pinned(device, make_marker, side)
 
 
 class Shared:
@@ -67,20 +70,28 @@ class _Buffer:
 
     memory: Tensor  # uint8
     done: Marker
+    ready: Marker  # where what it is to hold has been computed
 
 
 class Pinned:
     """Through page-locked buffers. The outgoing ones are used in turn: one is written again when
-    its copy has been made. An incoming one is used again when it has been read.
+    its copy has been made. An incoming one is used again when it has been read: there are as many
+    as there are results on their way.
 
     This has not run on a GPU yet.
     """
 
     def __init__(
-        self, device: torch.device, make_marker: Callable[[], Marker], *, buffers: int = 3
+        self,
+        device: torch.device,
+        make_marker: Callable[[], Marker],
+        side: SideStream,
+        *,
+        buffers: int = 3,
     ) -> None:
         self._device = device
         self._make_marker = make_marker
+        self._side = side
         self._outgoing = [self._buffer(_SMALLEST) for _ in range(buffers)]
         self._incoming: list[_Buffer] = []  # in which nothing is awaited
         self._next = 0
@@ -99,14 +110,21 @@ class Pinned:
         return views(into, arrays)
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
+        # A copy of its own: the next step may write where the tensors are. Kept until it has been
+        # read, for nobody else knows that the other stream needs it.
         packed = torch.cat([_bytes(tensor) for tensor in tensors])
         buffer = self._incoming.pop() if self._incoming else self._buffer(_SMALLEST)
         host = self._room(buffer, len(packed))
-        host.copy_(packed, non_blocking=True)
-        buffer.done.record()
+        buffer.ready.record()
+        with self._side:
+            buffer.ready.wait()
+            host.copy_(packed, non_blocking=True)
+            buffer.done.record()
+        kept = [packed]
 
         def arrived() -> list[Array]:
             buffer.done.synchronize()
+            kept.clear()
             arrays: list[Array] = []
             begin = 0
             for tensor in tensors:
@@ -123,12 +141,12 @@ class Pinned:
         buffer.done.synchronize()
         if len(buffer.memory) < total:
             grown = self._buffer(1 << (total - 1).bit_length())
-            buffer.memory, buffer.done = grown.memory, grown.done
+            buffer.memory, buffer.done, buffer.ready = grown.memory, grown.done, grown.ready
         return buffer.memory[:total]
 
     def _buffer(self, total: int) -> _Buffer:
         memory = torch.empty(total, dtype=torch.uint8, pin_memory=self._device.type != "cpu")
-        return _Buffer(memory, self._make_marker())
+        return _Buffer(memory, self._make_marker(), self._make_marker())
 
 
 def beside(values: Array | Tensor, like: Tensor) -> Tensor:

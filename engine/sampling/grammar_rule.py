@@ -83,12 +83,11 @@ class GrammarRule:
         bitmask = beside(masks, logits)
         allowed = logits[place]
         self._allow_only(allowed, bitmask)
-        lost = torch.nonzero(allowed.amax(-1) == float("-inf"))[:, 0]
-        if len(lost):
-            anything = torch.zeros_like(allowed[lost])
-            self._allow_only(anything, bitmask[lost])
-            allowed[lost] = anything
-        logits[place] = allowed
+        # Whether a row is lost the device alone knows: who asked it would wait for it.
+        lost = allowed.amax(-1, keepdim=True) == float("-inf")
+        anything = torch.zeros_like(allowed)
+        self._allow_only(anything, bitmask)
+        logits[place] = torch.where(lost, anything, allowed)
 
     def failure(self, row: int) -> str | None:
         """Why the sequence in `row` cannot go on, if that is the grammar's fault."""

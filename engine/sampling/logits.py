@@ -1,14 +1,14 @@
 """Rules that shape logits before a token is drawn: one class per idea.
 
 To add a sampling parameter that acts on logits, write one `LogitsRule` and add it to
-`standard_rules`. A rule acts on the rows that need it and costs nothing while none does.
+`rules.standard_rules`. A rule acts on the rows that need it and costs nothing while none does.
 What it knows beyond its parameters is a pure function of the sequence's tokens, so nothing has
 to be saved, restored or rolled back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import Ops
-
 from ..params import SamplingParams
 from ..transfer import beside
 
 Rows = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int64]
+Follow = Callable[[Tensor], None]
+"""To be told what is drawn from shaped logits: int64 [batch rows], on their device."""
 
 _NEVER = float("-inf")
 
@@ -41,8 +41,8 @@ class Histories(Protocol):
 
 
 class LogitsRule(Protocol):
-    """One way to change logits. `reads_history`: whether it looks at the tokens that have been
-    said, not only at their number."""
+    """One way to change logits. `reads_history`: whether it needs the last tokens that have been
+    said on the host, where a sequence that runs ahead has them later."""
 
     reads_history: bool
 
@@ -52,7 +52,7 @@ class LogitsRule(Protocol):
     def admit(self, row: int, params: SamplingParams) -> None:
         """A sequence that needs this rule now lives in `row`; forget who lived there before."""
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> Follow | None:
         """Change logits[at[i]] in place for the sequence in rows[i].
 
         Args:
@@ -60,24 +60,10 @@ class LogitsRule(Protocol):
             at: which rows of `logits` to change.
             rows: which sequence each of them continues, same length.
             histories: what has been said.
+
+        Returns:
+            Who wants to know what is drawn then, if anything is.
         """
-
-
-def standard_rules(vocab_size: int, stop_ids: Sequence[int], ops: Ops) -> tuple[LogitsRule, ...]:
-    """All rules, in the order in which vLLM applies them: first what may not be said, then bias,
-    then penalties. Temperature, min-p, top-k and top-p follow in the sampler.
-
-    Args:
-        vocab_size: columns of the logits; ids beyond are ignored.
-        stop_ids: the model's end-of-sequence ids.
-    """
-    return (
-        AllowedTokens(vocab_size),
-        BadWords(vocab_size),
-        MinimumLength(vocab_size, stop_ids),
-        LogitBias(vocab_size),
-        Penalties(vocab_size, ops),
-    )
 
 
 class AllowedTokens:
@@ -184,82 +170,6 @@ class LogitBias:
         cells = _cells(logits, at, [self._ids[row] for row in living])
         values = np.concatenate([self._values[row] for row in living])
         logits.view(-1)[cells] += beside(values, logits)
-
-
-class Penalties:
-    """`presence_penalty`, `frequency_penalty` and `repetition_penalty` (`ops.penalise`).
-
-    Counts are kept per row and brought up to date from the history when they are used: in a
-    running sequence that is the one token which was sampled last.
-    """
-
-    reads_history = True
-
-    def __init__(self, vocab_size: int, ops: Ops) -> None:
-        self._vocab_size = vocab_size
-        self._ops = ops
-        self._factors = np.zeros((0, 3), dtype=np.float32)  # presence, frequency, repetition
-        self._counted = np.zeros(0, dtype=np.int64)  # tokens of the history that are counted
-        self._prompt_seen = torch.zeros((0, vocab_size), dtype=torch.bool)
-        self._output_counts = torch.zeros((0, vocab_size), dtype=torch.int32)
-
-    def needs(self, params: SamplingParams) -> bool:
-        return (
-            params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-            or params.repetition_penalty != 1.0
-        )
-
-    def admit(self, row: int, params: SamplingParams) -> None:
-        if row >= len(self._counted):
-            self._grow(2 * row + 1)
-        self._factors[row] = (
-            params.presence_penalty,
-            params.frequency_penalty,
-            params.repetition_penalty,
-        )
-        self._counted[row] = 0
-        self._prompt_seen[row] = False
-        self._output_counts[row] = 0
-
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
-        self._count(rows, histories)
-        where = torch.from_numpy(rows)
-        place = beside(at, logits)
-        presence, frequency, repetition = beside(self._factors[rows].T.copy(), logits)
-        logits[place] = self._ops.penalise(
-            logits[place],
-            beside(self._prompt_seen[where], logits),
-            beside(self._output_counts[where], logits),
-            presence,
-            frequency,
-            repetition,
-        )
-
-    def _count(self, rows: Rows, histories: Histories) -> None:
-        """Count the tokens that have become known since the rows were last counted."""
-        began = self._counted[rows]
-        fresh = histories.lengths[rows] - began
-        row = np.repeat(rows, fresh)  # [fresh tokens]
-        position = np.arange(len(row)) - np.repeat(np.cumsum(fresh) - fresh - began, fresh)
-        token = histories.token_ids[row, position]
-        cell = torch.from_numpy(row * self._vocab_size + token)
-        output = torch.from_numpy(position >= histories.prompt_lengths[row])
-        self._prompt_seen.view(-1)[cell[~output]] = True
-        said = cell[output]
-        self._output_counts.view(-1).index_add_(0, said, torch.ones_like(said, dtype=torch.int32))
-        self._counted[rows] = histories.lengths[rows]
-
-    def _grow(self, count: int) -> None:
-        more = count - len(self._counted)
-        wider = (more, self._vocab_size)
-        # All of them or, where memory is missing, none.
-        factors = np.concatenate((self._factors, np.zeros((more, 3), dtype=np.float32)))
-        counted = np.concatenate((self._counted, np.zeros(more, dtype=np.int64)))
-        seen = torch.cat((self._prompt_seen, torch.zeros(wider, dtype=torch.bool)))
-        counts = torch.cat((self._output_counts, torch.zeros(wider, dtype=torch.int32)))
-        self._factors, self._counted = factors, counted
-        self._prompt_seen, self._output_counts = seen, counts
 
 
 def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:

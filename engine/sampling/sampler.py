@@ -28,7 +28,7 @@ from ..params import SamplingParams
 from ..step import TokenLogprobs
 from ..transfer import beside
 from .drawing import FAILURES, NOT_FINITE, Drawer, outcomes_of
-from .logits import Histories, LogitsRule, Rows
+from .logits import Follow, Histories, LogitsRule, Rows
 from .scores import describe, token_logprobs
 
 if TYPE_CHECKING:
@@ -222,9 +222,12 @@ class Sampler:
                     )
             largest = logits.amax(-1)  # NaN where there is one
             own = logits[beside(asked, logits)].log_softmax(-1) if len(asked) else None
-            self._shape(logits, rows, state["shaped"], histories)
+            follows = self._shape(logits, rows, state["shaped"], histories)
             failures = self._failures(rows)
         chosen = self._drawer.draw(logits, state, histories.lengths[rows])
+        with self._lock:
+            for follow in follows:
+                follow(chosen)
         counts = state["logprobs"][asked]
         named: tuple[Tensor, ...] = ()
         if own is not None:
@@ -292,11 +295,14 @@ class Sampler:
 
     def _shape(
         self, logits: Tensor, rows: Rows, shaped: npt.NDArray[np.bool_], histories: Histories
-    ) -> None:
+    ) -> list[Follow]:
+        """Returns who wants to know what is drawn."""
         if not shaped.any():
-            return
+            return []
         needs = self._needs[:, rows]  # [rules, rows]
+        applied = []
         for rule, needed in zip(self._rules, needs, strict=True):
             at = np.flatnonzero(needed)
             if len(at):
-                rule.apply(logits, at, rows[at], histories)
+                applied.append(rule.apply(logits, at, rows[at], histories))
+        return [follow for follow in applied if follow is not None]

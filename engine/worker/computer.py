@@ -62,7 +62,7 @@ class Computer:
 
     A step may be launched while the one before is under way: what that one samples is read where
     the device has it, and the host learns of it when it lands. Only where the choice depends on
-    what has been said (penalties, grammars) does the sampler, but not the model, wait for that.
+    what has been said (bad words, grammars) does the sampler, but not the model, wait for that.
 
     Nothing changes, until a step has landed, that a second run of the same slices, together or
     apart, would not change in the same way: KV cells are written again, tokens are kept at the
@@ -110,7 +110,7 @@ class Computer:
         """
         try:
             return self.land(self.launch(slices))
-        except Exception:
+        except Exception:  # whatever it was, it goes on its way
             self.rewind()
             raise
 

@@ -251,7 +251,7 @@ class Graphed:
                 if self._draw is not None:
                     self._draws[key] = self._recorder.record(self._drawing(key, graph[1][1]))
                 self._graphs[key] = graph
-        except Exception as error:
+        except Exception as error:  # steps can do without: no reason to end the engine
             check_alive(error)
             if not is_out_of_memory(error):
                 self._missing.clear()

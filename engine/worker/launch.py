@@ -35,7 +35,7 @@ from ..params import SamplingParams
 from ..sampling.drawing import plain_draw
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
-from ..sampling.logits import standard_rules
+from ..sampling.rules import standard_rules
 from ..sampling.sampler import Sampler
 from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
@@ -145,7 +145,7 @@ def launch(
         memory = replace(memory, num_blocks=num_blocks)
         parts = dict(ledger.entries(num_blocks * block))
     log.info("memory: %s", ", ".join(f"{part} {size(count)}" for part, count in parts.items()))
-    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
+    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops, rows=config.max_num_seqs)
     compiler = GrammarCompiler.from_folder(
         config.model, vocab_size=numbers.vocab_size, stop_ids=numbers.eos_token_ids
     )

@@ -112,7 +112,7 @@ def allocated(
     for number in _attempts(blocks, block, least, free):
         try:
             return make(number), number
-        except Exception as error:
+        except Exception as error:  # allocators have no exception in common
             if not is_out_of_memory(error):
                 raise
         release_memory()

@@ -12,7 +12,7 @@ from ..errors import DoesNotFit
 from ..kv_cache import KVCache
 from ..models.base import Model
 from ..params import SamplingParams
-from ..sampling.logits import standard_rules
+from ..sampling.rules import standard_rules
 from ..sampling.sampler import Sampler
 from ..step import History, Slice, Wants
 from ..transfer import Transfer
@@ -97,7 +97,7 @@ def take_stock(
     numbers = model.config
     longest = config.max_model_len or numbers.context_length
     step = largest_step(config, longest)
-    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops)
+    rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops, rows=config.max_num_seqs)
     computer = Computer(
         model=model,
         kv=kv,
@@ -110,7 +110,7 @@ def take_stock(
     weights = gpu.reserved()
     try:
         peak, outside = measure_peak(gpu, computer.compute, step, weights=weights)
-    except Exception as error:
+    except Exception as error:  # allocators have no exception in common
         if not is_out_of_memory(error):
             raise
         raise DoesNotFit(

@@ -145,7 +145,7 @@ class Runner:
         try:
             if plan.moves:
                 self._stream.run(partial(self._kv.apply, plan.moves))()
-        except Exception as error:
+        except Exception as error:  # whatever it is: told when the step lands, in its turn
             flight.fatal = error
             return
         # A plan that was made before a culprit was known names it once more.
@@ -154,7 +154,7 @@ class Runner:
             self.computer.begin(plan)
             if flight.slices:
                 flight.launched = self.computer.launch(flight.slices)
-        except Exception as error:
+        except Exception as error:  # as above; it is answered by `Attempt`
             flight.error = error
 
     def _output(self, flight: _Flight) -> StepOutput:
@@ -194,7 +194,7 @@ class Runner:
             if error is not None:
                 raise error
             return self.computer.land(launched or self.computer.launch(slices))
-        except Exception:
+        except Exception:  # whatever it was goes on its way, to `Attempt`
             self._give_up()
             self.computer.begin(flight.plan)
             raise
@@ -217,7 +217,7 @@ class Runner:
         elif flight.launched is not None:
             try:
                 self.computer.sample(flight.launched)
-            except Exception as error:
+            except Exception as error:  # as of the launch
                 flight.launched, flight.error = None, error
 
     def _forget(self) -> None:

@@ -16,7 +16,7 @@ from octavo.engine.errors import InvalidParameter, SequenceFailed
 from octavo.engine.params import GrammarKind, GrammarSpec, SamplingParams
 from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
 from octavo.engine.sampling.grammar_rule import GrammarRule
-from octavo.engine.sampling.logits import standard_rules
+from octavo.engine.sampling.rules import standard_rules
 from octavo.engine.sampling.sampler import Sampler
 from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.bitmask import allow_only

@@ -21,7 +21,7 @@ from octavo.engine.device import is_out_of_memory
 from octavo.engine.errors import DeviceLost
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
-from octavo.engine.sampling.logits import standard_rules
+from octavo.engine.sampling.rules import standard_rules
 from octavo.engine.sampling.sampler import Sampler
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, TokenLogprobs, Wants
 from octavo.engine.worker.computer import Launched
@@ -415,7 +415,6 @@ def test_a_sampler_that_cannot_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch
     ops = registry.resolve(torch.device("cpu"))
     sampler = Sampler(16, standard_rules(16, (1,), ops), ops)
     places = [(np, "concatenate", i) for i in range(3)] + [(np, "pad", 0)]
-    places += [(torch, "cat", i) for i in range(2)]
     row = 0
     for module, name, call in places:
         with monkeypatch.context() as short:
@@ -427,6 +426,15 @@ def test_a_sampler_that_cannot_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch
         sampled = sample_now(sampler, torch.randn(1, 16), np.array([row]), known)
         assert not sampled.errors
         row = 3 * row + 50  # beyond what has been grown to
+    for call in range(3):  # what grows when it is used
+        sampler.admit(row, params, 7)
+        known = histories([[3, 4]] * (row + 1))
+        with monkeypatch.context() as short:
+            short.setattr(torch, "zeros", failing_at(call, torch.zeros))
+            with pytest.raises(MemoryError):
+                sample_now(sampler, torch.randn(1, 16), np.array([row]), known)
+        assert not sample_now(sampler, torch.randn(1, 16), np.array([row]), known).errors
+        row = 3 * row + 50
 
 
 LOST = RuntimeError(

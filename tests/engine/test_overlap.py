@@ -346,8 +346,13 @@ def test_moves_wait_for_the_step_before_and_rows_for_the_last_that_names_them(
 def test_only_what_depends_on_what_was_said_waits(tmp_path: Path) -> None:
     runner = runner_of(tmp_path)
     computer: Any = runner.computer
-    penal = SamplingParams(temperature=0.0, frequency_penalty=1.0, max_tokens=None)
-    for params, waits in ((SamplingParams(temperature=1.0, max_tokens=None), False), (penal, True)):
+    kinds: list[tuple[dict[str, Any], bool]] = [
+        ({"temperature": 1.0}, False),
+        ({"frequency_penalty": 1.0, "repetition_penalty": 1.1}, False),  # counted on the device
+        ({"bad_words_ids": ((5, 6),)}, True),
+    ]
+    for kind, waits in kinds:
+        params = SamplingParams(max_tokens=None, **kind)
         first = computer.launch([start(0, [5, 6, 7], params)])
         second = computer.launch([decode(0, 3)])
         assert second.computed is not None, "the model runs in any case"

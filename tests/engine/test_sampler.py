@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from octavo.engine.params import SamplingParams
 from octavo.engine.sampling.drawing import plain_draw
-from octavo.engine.sampling.logits import standard_rules
+from octavo.engine.sampling.rules import standard_rules
 from octavo.engine.sampling.sampler import Sampled, Sampler
 from octavo.kernels.reference import REFERENCE
 from octavo.kernels.reference.sampling import gumbel
@@ -354,6 +354,35 @@ def test_penalty_counts_follow_the_history_token_by_token() -> None:
         assert naive.logits[token] == pytest.approx(max(naive.logits), abs=1e-5)
         known.token_ids[0, known.lengths[0]] = token
         known.lengths[0] += 1
+
+
+def test_what_is_drawn_counts_before_the_host_has_heard_of_it() -> None:
+    """The history says how long it is, and not what was drawn last; also when steps are given up,
+    and drawn once more."""
+    params = SamplingParams(temperature=0.0, frequency_penalty=1.5, repetition_penalty=1.2)
+    ahead = sampler(30)
+    ahead.admit(0, params, 0)
+    known = histories([[2, 3, 3, 4]], [3])
+    known.token_ids = np.full((1, 64), -1, dtype=np.int32)  # no token of the model's
+    said = [2, 3, 3, 4]
+    known.token_ids[0, :4] = said
+    generator = torch.Generator().manual_seed(8)
+    given_up = iter([9, 20])
+    end = next(given_up)
+    while len(said) < 40:
+        logits = torch.randn(1, 30, generator=generator)
+        known.lengths[0] = len(said)
+        fresh = sampler(30)
+        fresh.admit(0, params, 0)
+        expected = sample_now(fresh, logits.clone(), np.array([0]), histories([said], [3]))
+        assert sample_now(ahead, logits.clone(), np.array([0]), known).token_ids == (
+            expected.token_ids
+        )
+        said += expected.token_ids
+        if len(said) == end:
+            del said[-2:]
+            known.token_ids[0, : len(said)] = said  # these had landed
+            end = next(given_up, 0)
 
 
 def test_counts_survive_the_arrival_of_more_sequences() -> None:

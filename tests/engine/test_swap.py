@@ -1,8 +1,4 @@
-"""Swapping beside the main stream: every block arrives, and nobody reads or writes too early.
-
-`LateStream` does what is given to the side stream as late as the waits between the streams allow,
-which is when a missing wait shows.
-"""
+"""Swapping beside the main stream: every block arrives, and nobody reads or writes too early."""
 
 from __future__ import annotations
 
@@ -18,52 +14,18 @@ from octavo.engine import swap
 from octavo.engine.swap import SwapSpace
 from octavo.engine.transfer import Shared
 
+from ..fakes.streams import LateStream
+
 LAYERS, BLOCKS, HOST_BLOCKS = 3, 12, 10
 BLOCK_BYTES = LAYERS * 2 * 4 * 1 * 2 * 4
 
 
-class LateStream:
-    """A side stream of which work is done at the last moment: when the main stream waits for it.
-
-    Work of the main stream is done at once, so what it must not do before the side stream has
-    come somewhere it does too early, unless it waits.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._inside = False
-        self._followed = True
-        copy = Tensor.copy_
-
-        def copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-            if not self._inside:
-                return copy(target, source)
-            assert self._followed, "work for the side stream does not wait for the main one"
-            self._waiting.append((target, source))
-            return target
-
-        self._copy = copy
-        monkeypatch.setattr(Tensor, "copy_", copy_)
-
-    def __enter__(self) -> None:
-        self._inside = True
-
-    def __exit__(self, *raised: object) -> None:
-        self._inside = self._followed = False
-
-    def follow(self) -> None:
-        self._followed = True
-
-    def lead(self) -> None:
-        for target, source in self._waiting:
-            self._copy(target, source)
-        self._waiting.clear()
-
-    synchronize = lead
-
-
 def layers_of(generator: torch.Generator) -> list[Tensor]:
     return [torch.randn(BLOCKS, 2, 4, 1, 2, generator=generator) for _ in range(LAYERS)]
+
+
+def swap_space(layers: list[Tensor], stream: LateStream) -> SwapSpace:
+    return SwapSpace(layers, HOST_BLOCKS, stream, stream.marker, Shared())
 
 
 def pairs(here: list[int], there: list[int]) -> tuple[tuple[int, int], ...]:
@@ -86,7 +48,7 @@ def test_blocks_go_and_come_back_whatever_happens_in_between(
     layers = layers_of(generator)
     stream = LateStream(monkeypatch)
     with staging_of(staged, monkeypatch):
-        space = SwapSpace(layers, HOST_BLOCKS, stream, Shared())
+        space = swap_space(layers, stream)
     held: dict[int, list[Tensor]] = {}  # by host block: what each layer's block was
     for _ in range(60):
         free = [host for host in range(HOST_BLOCKS) if host not in held]
@@ -112,9 +74,38 @@ def test_blocks_go_and_come_back_whatever_happens_in_between(
 
 def test_neighbours_cross_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = LateStream(monkeypatch)
-    space = SwapSpace(layers_of(torch.Generator().manual_seed(0)), HOST_BLOCKS, stream, Shared())
+    space = swap_space(layers_of(torch.Generator().manual_seed(0)), stream)
     space.take_out(((5, 1), (0, 2), (7, 3), (2, 9)))
-    assert [len(source) for _, source in stream._waiting] == [3, 1]
+    assert [len(source) for _, source in stream.waiting] == [3, 1]
+
+
+def test_who_waits_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The side stream for what was gathered or last scattered in the same area, and for nothing
+    else: what comes in crosses the bus beside the step that is under way."""
+    stream = LateStream(monkeypatch)
+    space = swap_space(layers_of(torch.Generator().manual_seed(0)), stream)
+    filled, emptied = (0, 2), (1, 3)
+    for turn in range(4):
+        area = turn % 2
+        stream.events.clear()
+        if turn % 3 == 0:
+            space.take_out(((turn, turn),))
+            assert stream.events == [
+                ("main", "wait", emptied[area]),
+                ("main", "record", filled[area]),
+                ("side", "wait", filled[area]),
+                ("side", "copy", -1),
+                ("side", "record", emptied[area]),
+            ]
+        else:
+            space.bring_in(((turn, turn),))
+            assert stream.events == [
+                ("side", "wait", emptied[area]),
+                ("side", "copy", -1),
+                ("side", "record", filled[area]),
+                ("main", "wait", filled[area]),
+                ("main", "record", emptied[area]),
+            ]
 
 
 def test_blocks_of_eight_bits_move_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +113,7 @@ def test_blocks_of_eight_bits_move_as_they_are(monkeypatch: pytest.MonkeyPatch) 
         layer.to(torch.float8_e4m3fn) for layer in layers_of(torch.Generator().manual_seed(1))
     ]
     before = [layer.clone() for layer in layers]
-    space = SwapSpace(layers, 2, LateStream(monkeypatch), Shared())
+    space = swap_space(layers, LateStream(monkeypatch))
     space.take_out(((3, 1),))
     space.bring_in(((1, 7),))
     space.synchronize()

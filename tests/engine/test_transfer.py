@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from octavo.engine.transfer import Pinned, Shared, Transfer, beside, packed_bytes, transfer_to
 
+from ..fakes.streams import LateStream
+
 CPU = torch.device("cpu")
 ARRAYS = (
     np.arange(5, dtype=np.int64),
@@ -30,13 +32,26 @@ class FakeMarker:
     def record(self) -> None:
         self._log.append(("record", self._number))
 
+    def wait(self) -> None:
+        self._log.append(("follow", self._number))
+
     def synchronize(self) -> None:
         self._log.append(("wait", self._number))
 
 
+class NoStream:
+    """Its work is done at once."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *raised: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 def pinned(log: list[tuple[str, int]], buffers: int = 2) -> Pinned:
     made = iter(range(100))
-    return Pinned(CPU, lambda: FakeMarker(log, next(made)), buffers=buffers)
+    return Pinned(CPU, lambda: FakeMarker(log, next(made)), NoStream(), buffers=buffers)
 
 
 @pytest.mark.parametrize("transfer", [Shared(), pinned([])], ids=["shared", "pinned"])
@@ -85,13 +100,15 @@ def test_a_buffer_is_filled_again_only_when_its_copy_is_done() -> None:
     transfer = pinned(log)
     for _ in range(3):
         transfer.send(np.arange(3))
+    first, second = log[0][1], log[2][1]
+    assert first != second
     assert log == [
-        ("wait", 0),
-        ("record", 0),
-        ("wait", 1),
-        ("record", 1),
-        ("wait", 0),
-        ("record", 0),
+        ("wait", first),
+        ("record", first),
+        ("wait", second),
+        ("record", second),
+        ("wait", first),
+        ("record", first),
     ]
 
 
@@ -110,9 +127,30 @@ def test_results_are_read_when_the_device_has_written_them() -> None:
     log: list[tuple[str, int]] = []
     transfer = pinned(log)
     arrived = transfer.receive(torch.ones(3), torch.zeros(2, dtype=torch.int64))
-    assert [what for what, _ in log] == ["wait", "record"], "nobody waits before it is asked for"
+    begun = ["wait", "record", "follow", "record"]
+    assert [what for what, _ in log] == begun, "nobody waits before it is asked for"
     arrived()
-    assert [what for what, _ in log] == ["wait", "record", "wait"]
+    assert [what for what, _ in log] == [*begun, "wait"]
+
+
+def test_results_come_beside_the_next_step_which_may_write_where_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = LateStream(monkeypatch)
+    transfer = Pinned(CPU, stream.marker, stream)
+    given = torch.tensor([3, 4])
+    arrived = transfer.receive(given)
+    assert len(stream.waiting) == 1, "it goes by the side stream ..."
+    events = [(where, what) for where, what, _ in stream.events[-4:]]
+    assert events == [
+        ("main", "record"),
+        ("side", "wait"),  # ... when the main one has come so far
+        ("side", "copy"),
+        ("side", "record"),
+    ]
+    assert stream.events[-4][2] == stream.events[-3][2]
+    given.fill_(9)  # a graph's next replay
+    assert arrived()[0].tolist() == [3, 4]
 
 
 def test_a_cpu_needs_no_copies() -> None:
