@@ -29,10 +29,15 @@ class RmsNorm(Protocol):
 
 
 class AddRmsNorm(Protocol):
-    """residual += x, in place; then the RmsNorm of residual."""
+    """residual += x, in place; then the RmsNorm of residual.
+
+    What all blocks add up to is kept in float32: rounded to bfloat16 after each of them, it would
+    be the largest part of what that costs.
+    """
 
     def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """x and residual [tokens, size], weight [size] -> [tokens, size]; x is left alone."""
+        """x [tokens, size], float32 or of the weight's dtype, left alone; residual float32 of that
+        shape; weight [size] -> [tokens, size], of the weight's dtype."""
 
 
 class Rotate(Protocol):
@@ -61,6 +66,10 @@ class PackedLinear(Protocol):
 
     def wide(self, x: Tensor) -> Tensor:
         """The same in float32, as it was before it was rounded to the weight's dtype."""
+
+    def addend(self, x: Tensor) -> Tensor:
+        """What is to be added to a float32: the same, not rounded where the device saves itself
+        that for nothing."""
 
     def rows(self, ids: Tensor) -> Tensor:
         """The weight's own rows: ids int64 [count], below outputs -> [count, inputs]."""

@@ -43,6 +43,7 @@ class Attention:
             inputs=query_size,
             outputs=(config.hidden_size,),
             bias=config.output_bias,
+            residual=True,
         )
         self._norms = (
             tuple(
@@ -62,7 +63,8 @@ class Attention:
         )
 
     def __call__(self, x: Tensor, step: LayerStep, cache: Tensor) -> Tensor:
-        """x [tokens, hidden] -> [tokens, hidden]; `cache` is this layer's."""
+        """x [tokens, hidden] -> [tokens, hidden], for the residual stream; `cache` is this
+        layer's."""
         projected = self._qkv(x)
         mixed = self._attend(projected, cache, step.plan, step.cosine, step.sine, self._layer)
         return self._output(mixed)

@@ -13,6 +13,7 @@ class Linear:
     """One matrix that holds those of `names` one below the other: one multiplication for all.
 
     `outputs[i]` is how many outputs `names[i]` has; the result is their concatenation.
+    `residual`: it is to be added to the residual stream, and may be float32 as that is.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Linear:
         inputs: int,
         outputs: Sequence[int],
         bias: bool = False,
+        residual: bool = False,
     ) -> None:
         self._names = tuple(names)
         self._outputs = tuple(outputs)
@@ -30,6 +32,7 @@ class Linear:
         self._parameters = self._method.parameters(
             inputs, sum(outputs), bias=bias, dtype=blueprint.dtype, device=blueprint.device
         )
+        self._residual = residual
         self._multiply: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -53,4 +56,5 @@ class Linear:
         """All parameters are loaded: let the weight format bring them into its final form."""
         tensors = {suffix: parameter.tensor for suffix, parameter in self._parameters.items()}
         self._parameters = {}
-        self._multiply = self._method.finish(tensors)
+        packed = self._method.finish(tensors)
+        self._multiply = packed.addend if self._residual else packed

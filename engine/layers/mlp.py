@@ -35,11 +35,12 @@ class GatedMlp:
             inputs=size,
             outputs=(config.hidden_size,),
             bias=config.mlp_bias,
+            residual=True,
         )
         self._silu_mul = blueprint.ops.silu_mul
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [tokens, hidden] -> [tokens, hidden]."""
+        """x [tokens, hidden] -> [tokens, hidden], for the residual stream."""
         return self._down(self._silu_mul(self._gate_up(x)))
 
     def parameters(self) -> Iterator[Parameter]:

@@ -24,7 +24,8 @@ class RmsNorm:
         return self._rms_norm(x, self._weight, self._epsilon)
 
     def after_adding(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual += x, in place; returns the norm of residual. All [tokens, size]."""
+        """residual += x, in place; returns the norm of residual. All [tokens, size], and residual
+        float32."""
         return self._add_rms_norm(x, residual, self._weight, self._epsilon)
 
     def parameters(self) -> Iterator[Parameter]:

@@ -32,7 +32,8 @@ class Block:
         self.mlp = mlp
 
     def __call__(self, x: Tensor, residual: Tensor, step: LayerStep, cache: Tensor) -> Tensor:
-        """x [tokens, hidden] is what the block before has yet to add to `residual`, same shape.
+        """x [tokens, hidden] is what the block before has yet to add to `residual`, which is
+        float32 of that shape.
 
         Returns what this block has yet to add to it.
         """
@@ -92,7 +93,8 @@ class Model(ABC):
         plan = self._attention.prepare(batch, kv.block_size)
         step = LayerStep(plan=plan, cosine=cosine, sine=sine)
         x = self._embedding(batch.token_ids)
-        residual = torch.zeros_like(x)  # the first block adds x to it, like every other one
+        # The first block adds x to it, like every other one.
+        residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for block, cache in zip(self._blocks, kv.layers, strict=True):
             x = block(x, residual, step, cache)
         return self._norm.after_adding(x, residual)

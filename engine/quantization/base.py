@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,10 +29,10 @@ class QuantMethod(Protocol):
     ) -> dict[str, QuantTensor]:
         """Uninitialised tensors by their suffix in a checkpoint, such as "weight" and "bias"."""
 
-    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         """All tensors are loaded: bring them into their final form, once.
 
-        Returns the multiplication with them, [tokens, inputs] -> [tokens, outputs].
+        Returns the multiplication with them.
         """
 
     def head(self, weight: Tensor) -> PackedLinear:

@@ -6,13 +6,12 @@ inputs' scales is not needed. The vocabulary's matrix stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import Ops, PackedLinear
 
 from ..errors import BrokenCheckpoint, ConfigError
 from .base import QuantTensor
@@ -30,7 +29,7 @@ class Float8(Unquantized):
         super().__init__(ops)
         self._pack_float8 = ops.pack_float8
 
-    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         weight = tensors["weight"]
         try:
             return self._pack_float8(weight, tensors.get("bias"), None, weight.dtype)
@@ -76,7 +75,7 @@ class Float8Checkpoint(Unquantized):
         tensors[_SCALES[self._blocks]] = scales
         return tensors
 
-    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         weight, scales = tensors["weight"], tensors[_SCALES[self._blocks]]
         given: Tensor | None = scales
         if self._blocks:

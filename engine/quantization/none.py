@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ class Unquantized:
             tensors["bias"] = QuantTensor(tensor=vector, output_axis=0, input_axis=None)
         return tensors
 
-    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         return self._pack_linear(tensors["weight"], tensors.get("bias"))
 
     def head(self, weight: Tensor) -> PackedLinear:

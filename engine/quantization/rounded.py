@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from torch import Tensor
@@ -23,7 +23,7 @@ class Rounded(Unquantized):
         self._pack_quantized = ops.pack_quantized
         self._bits = bits
 
-    def finish(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         return self._pack_quantized(tensors["weight"], tensors.get("bias"), self._bits)
 
     def head(self, weight: Tensor) -> PackedLinear:

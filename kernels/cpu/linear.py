@@ -102,6 +102,9 @@ class _Packed:
     def wide(self, x: Tensor) -> Tensor:
         return self._multiply(x, self._functions.multiply_wide[x.dtype], torch.float32)
 
+    def addend(self, x: Tensor) -> Tensor:
+        return self.wide(x)
+
     def rows(self, ids: Tensor) -> Tensor:
         ids = dense(ids)
         out = torch.empty((len(ids), self._inputs), dtype=self._dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..ops import AddRmsNorm, RmsNorm
@@ -24,14 +25,16 @@ def rms_norm(library: Library) -> RmsNorm:
 
 
 def add_rms_norm(library: Library) -> AddRmsNorm:
-    functions = library.functions(
-        "add_rms_norm", POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, FLOAT
-    )
+    arguments = (POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, FLOAT)
+    alike = library.functions("add_rms_norm", *arguments)
+    functions = {(dtype, dtype): function for dtype, function in alike.items()}
+    wide = library.function("add_rms_norm_wide_bf16", *arguments)
+    functions[torch.float32, torch.bfloat16] = wide
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = dense(x)
-        out = x.new_empty(x.shape)
-        functions[x.dtype](
+        out = torch.empty(x.shape, dtype=weight.dtype)
+        functions[x.dtype, weight.dtype](
             x.data_ptr(),
             residual.data_ptr(),
             weight.data_ptr(),

@@ -96,6 +96,9 @@ class FixedLinear:
     def wide(self, x: Tensor) -> Tensor:
         return matmul_fixed(x, self._weight, self._bias, torch.float32)
 
+    def addend(self, x: Tensor) -> Tensor:
+        return self.wide(x)
+
     def rows(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weight)
 

@@ -52,6 +52,9 @@ class Float8Linear:
         out = self._multiply(*self._round_inputs(x))
         return out if self._bias is None else out.add_(self._bias)
 
+    def addend(self, x: Tensor) -> Tensor:
+        return self.wide(x)
+
     def _multiply(self, x: Tensor, scales: Tensor) -> Tensor:
         out: Tensor = torch._scaled_mm(
             x,

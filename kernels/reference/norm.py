@@ -13,4 +13,5 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """See `ops.AddRmsNorm`."""
-    return F.rms_norm(residual.add_(x), weight.shape, weight, epsilon)
+    out = F.rms_norm(residual.add_(x), weight.shape, weight.float(), epsilon)
+    return out.to(weight.dtype)

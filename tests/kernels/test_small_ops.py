@@ -54,13 +54,18 @@ def test_rms_norm_of_small_and_large_numbers(provider: str) -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wide", [False, True], ids=["alike", "wide"])
 @pytest.mark.parametrize("rows", [*ROWS, 900])
-def test_add_rms_norm_adds_in_place(provider: str, rows: int, dtype: torch.dtype) -> None:
+def test_add_rms_norm_adds_in_place(
+    provider: str, rows: int, wide: bool, dtype: torch.dtype
+) -> None:
     add_rms_norm: AddRmsNorm = find(provider, "add_rms_norm")
-    x, residual = normal(rows, 48, dtype=dtype), normal(rows, 48, dtype=dtype, seed=1)
-    weight = normal(48, dtype=dtype, seed=2)
-    x_before, total = x.clone(), x + residual
-    assert_near(add_rms_norm(x, residual, weight, 1e-5), rms(total, weight, 1e-5))
+    x = normal(rows, 48, dtype=torch.float32 if wide else dtype)
+    residual, weight = normal(rows, 48, seed=1), normal(48, dtype=dtype, seed=2)
+    x_before, total = x.clone(), x.float() + residual
+    got = add_rms_norm(x, residual, weight, 1e-5)
+    assert got.dtype == dtype
+    assert_near(got, rms(total, weight, 1e-5))
     assert torch.equal(residual, total)
     assert torch.equal(x, x_before)
 

@@ -70,10 +70,10 @@ def _small(ops: Ops, device: torch.device, dtype: torch.dtype, report: Report, n
 
     x, residual, weight = draw(5, 96), draw(5, 96), draw(96)
     total = x.double() + residual.double()
-    held = residual.clone()
+    held = residual.float()
     got = ops.add_rms_norm(x, held, weight, 1e-5)
     check("add_rms_norm's sum", held, total)
-    check("add_rms_norm", got, normed(held.double(), weight))  # of the sum as it was rounded
+    check("add_rms_norm", got, normed(held.double(), weight))
     check("rms_norm", ops.rms_norm(x, weight, 1e-5), normed(x.double(), weight))
     gate_up = draw(3, 200)
     gate, up = gate_up.double().chunk(2, -1)
@@ -162,8 +162,8 @@ class _Bench:
             )
             self._memory(
                 f"add_rms_norm, {tokens} tokens",
-                partial(self._ops.add_rms_norm, x, residual, weight, 1e-6),
-                4 * x.nbytes,
+                partial(self._ops.add_rms_norm, x, residual.float(), weight, 1e-6),
+                2 * x.nbytes + 8 * x.numel(),
             )
             wide = self._draw(tokens, 2 * (96 if self._small else 14336))
             self._memory(

@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t kNumbersPerTask = 1 << 14;
 
-template <typename T>
-void scale_row(const T* x, const T* weight, T* out, int size, float epsilon) {
+template <typename X, typename T>
+void scale_row(const X* x, const T* weight, T* out, int size, float epsilon) {
   const Lanes scale = inverse_root_mean_square(x, size, epsilon);
   for (int i = 0; i < size; i += kLanes) {
     const int left = size - i;
@@ -32,12 +32,11 @@ void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, f
   });
 }
 
-// The sum is rounded to T before it is normed: it is what the next block reads, too.
-template <typename T>
-void add_rms_norm(const T* x, T* residual, const T* weight, T* out, int64_t rows, int64_t size,
+template <typename X, typename T>
+void add_rms_norm(const X* x, float* residual, const T* weight, T* out, int64_t rows, int64_t size,
                   float epsilon) {
   for_rows(rows, size, [&](int64_t r) {
-    T* total = residual + r * size;
+    float* total = residual + r * size;
     for (int64_t i = 0; i < size; i += kLanes) {
       const int left = static_cast<int>(size - i);
       store_some(total + i, load_some(total + i, left) + load_some(x + r * size + i, left), left);
@@ -49,15 +48,21 @@ void add_rms_norm(const T* x, T* residual, const T* weight, T* out, int64_t rows
 }  // namespace
 }  // namespace octavo
 
-#define OCTAVO_NORMS(SUFFIX, T)                                                                 \
-  extern "C" void octavo_rms_norm_##SUFFIX(const T* x, const T* weight, T* out, int64_t rows,   \
-                                           int64_t size, float epsilon) {                       \
-    octavo::rms_norm(x, weight, out, rows, size, epsilon);                                      \
-  }                                                                                             \
-  extern "C" void octavo_add_rms_norm_##SUFFIX(const T* x, T* residual, const T* weight, T* out, \
-                                               int64_t rows, int64_t size, float epsilon) {     \
-    octavo::add_rms_norm(x, residual, weight, out, rows, size, epsilon);                        \
+#define OCTAVO_ADD_RMS_NORM(SUFFIX, X, T)                                                     \
+  extern "C" void octavo_add_rms_norm_##SUFFIX(const X* x, float* residual, const T* weight,  \
+                                               T* out, int64_t rows, int64_t size,            \
+                                               float epsilon) {                               \
+    octavo::add_rms_norm(x, residual, weight, out, rows, size, epsilon);                      \
   }
 
-OCTAVO_NORMS(f32, float)
-OCTAVO_NORMS(bf16, octavo::bf16)
+#define OCTAVO_RMS_NORM(SUFFIX, T)                                                            \
+  extern "C" void octavo_rms_norm_##SUFFIX(const T* x, const T* weight, T* out, int64_t rows, \
+                                           int64_t size, float epsilon) {                     \
+    octavo::rms_norm(x, weight, out, rows, size, epsilon);                                    \
+  }
+
+OCTAVO_RMS_NORM(f32, float)
+OCTAVO_RMS_NORM(bf16, octavo::bf16)
+OCTAVO_ADD_RMS_NORM(f32, float, float)
+OCTAVO_ADD_RMS_NORM(bf16, octavo::bf16, octavo::bf16)
+OCTAVO_ADD_RMS_NORM(wide_bf16, float, octavo::bf16)

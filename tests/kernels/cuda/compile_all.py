@@ -48,11 +48,12 @@ def variants() -> Iterator[Variant]:
     for dtype in ("bf16", "fp16"):
         yield from _attention(dtype)
         yield from _projected(dtype)
-        for add in (False, True):
-            types = dict.fromkeys(("x", "residual", "weight", "out"), f"*{dtype}")
+        for add, of in ((False, dtype), (True, dtype), (True, "fp32")):
+            types = dict.fromkeys(("weight", "out"), f"*{dtype}")
+            types |= {"x": f"*{of}", "residual": "*fp32"}
             types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
             constants = {"ADD": add, "BLOCK": 4096, "UPCAST": False}
-            yield f"norm {dtype} add={add}", norm.rms_norm_kernel, types, constants, 8
+            yield f"norm {dtype} add={add} of {of}", norm.rms_norm_kernel, types, constants, 8
         yield from _matmul(dtype)
         types = {
             "x": f"*{dtype}",

@@ -44,14 +44,14 @@ def close(got: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("size", [1, 64, 96, 1000])
 def test_norms(draw: Draw, dtype: torch.dtype, size: int) -> None:
     x, weight, residual = draw(5, size, dtype=dtype), draw(size, dtype=dtype), draw(5, size)
-    residual = residual.to(dtype)
     close(norm.rms_norm(x, weight, 1e-5), reference_norm.rms_norm(x, weight, 1e-5))
     heads = x.view(5, 1, size).expand(5, 3, size)
     close(norm.rms_norm(heads, weight, 1e-5), reference_norm.rms_norm(heads, weight, 1e-5))
-    ours, theirs = residual.clone(), residual.clone()
-    got = norm.add_rms_norm(x, ours, weight, 1e-5)
-    close(got, reference_norm.add_rms_norm(x, theirs, weight, 1e-5))
-    close(ours, theirs)
+    for added in (x, draw(5, size)):
+        ours, theirs = residual.clone(), residual.clone()
+        got = norm.add_rms_norm(added, ours, weight, 1e-5)
+        close(got, reference_norm.add_rms_norm(added, theirs, weight, 1e-5))
+        close(ours, theirs)
 
 
 @DTYPES
