@@ -18,7 +18,7 @@ class EngineConfig:
     quantization: str = "none"  # none | int8 | int4 | fp8: weights are rounded as they are loaded
     kv_cache_dtype: str = "auto"  # auto: the model's | fp8
     deterministic: bool = False  # a GPU's kernels, too, sum in an order that no neighbour changes
-    enforce_eager: bool = False  # a GPU is given kernels one by one, never recorded graphs
+    enforce_eager: bool = False  # kernels are called one by one, never from a recording
     attention_backend: str = "auto"  # one of those of engine/attention/choice.py
     device: str = "auto"  # one of those of engine/device.py
     max_model_len: int | None = None  # None: what the checkpoint and the memory allow

@@ -20,7 +20,6 @@ from torch import Tensor
 from octavo.kernels.ops import Ops
 from octavo.kernels.registry import resolve
 
-from .attention.base import AttentionBackend
 from .attention.choice import choose_attention
 from .checkpoint import ModelConfig, read_model_config, weight_files
 from .errors import BrokenCheckpoint, ConfigError
@@ -52,9 +51,11 @@ def load_model(
     quantization: str = "none",
     attention: str = "auto",
     kv_dtype: torch.dtype | None = None,
+    longest: int | None = None,
 ) -> Model:
     """The model in the folder `path`, its weights cast to `dtype` on `device`.
 
+    `longest`: tokens of the longest context, where it is less than the model is made for.
     `ops`: what it computes with; the best for `device` where not said.
     `attention`: one of the names of `attention/choice.py`. `kv_dtype`: the KV cache's, where it is
     not `dtype`.
@@ -71,7 +72,16 @@ def load_model(
     backend = choose_attention(
         attention, ops=ops, device=device, dtype=dtype, config=numbers, kv_dtype=kv_dtype
     )
-    model = model_class(_blueprint(numbers, dtype, device, ops, backend, quantization))
+    blueprint = Blueprint(
+        config=numbers,
+        positions=longest or numbers.context_length,
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        attention=backend,
+        quantization=_quantization(quantization, numbers, ops),
+    )
+    model = model_class(blueprint)
     if load_format == "dummy":
         _fill_at_random(model, progress)
     elif load_format == "safetensors":
@@ -88,24 +98,6 @@ def _model_class(architecture: str) -> type[Model]:
     module, _, name = model_class_path(architecture).partition(":")
     found: type[Model] = getattr(importlib.import_module(module), name)
     return found
-
-
-def _blueprint(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    ops: Ops,
-    attention: AttentionBackend,
-    quantization: str,
-) -> Blueprint:
-    return Blueprint(
-        config=config,
-        dtype=dtype,
-        device=device,
-        ops=ops,
-        attention=attention,
-        quantization=_quantization(quantization, config, ops),
-    )
 
 
 def _quantization(name: str, config: ModelConfig, ops: Ops) -> QuantMethod:

@@ -7,6 +7,7 @@ bfloat16, the same for all tensors of a call; sums are taken in float32 whatever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,49 @@ class SetThreads(Protocol):
     def __call__(self, count: int, *, pin: bool = False) -> None:
         """`count` includes the caller's thread. `pin`: tie each of the others to a core of its own
         among those this process may use; it says so of cores that are this process's alone."""
+
+
+class NotRecordable(Exception):
+    """Work cannot be done again from a recording of it; says why."""
+
+
+class Recording(Protocol):
+    """Work that can be done again."""
+
+    def replay(self) -> None:
+        """Do it once more, with what its memory holds now."""
+
+
+class Recorder(Protocol):
+    """Records work, in memory that all its recordings share: no two are made or replayed at a time,
+    and results are good until the next is."""
+
+    def record(
+        self, work: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Recording, tuple[Tensor, ...]]:
+        """Do the work and record it. Returns what it returned, in tensors that each replay writes.
+
+        Tensors that were made outside of it are used again at their addresses, and have to be kept
+        by somebody. Numbers that it gives to ops are noted as they are.
+
+        Raises:
+            NotRecordable: it does something else than make tensors, empty or of zeros, view them,
+                and call ops of this provider. It has been done in part.
+        """
+
+
+class MakeRecorder(Protocol):
+    """Recorders of work made of ops."""
+
+    def __call__(self) -> Recorder:
+        """Raises NotRecordable: not with these kernels."""
+
+
+class TakeRows(Protocol):
+    """Rows of a matrix."""
+
+    def __call__(self, matrix: Tensor, ids: Tensor) -> Tensor:
+        """matrix [rows, size], contiguous; ids int64 [count], below rows -> [count, size]."""
 
 
 class RmsNorm(Protocol):
@@ -363,6 +407,8 @@ class Ops:
     """One implementation of every op, for one device."""
 
     set_threads: SetThreads
+    recorder: MakeRecorder
+    take_rows: TakeRows
     rms_norm: RmsNorm
     add_rms_norm: AddRmsNorm
     rotate: Rotate

@@ -57,7 +57,7 @@ def choose_attention(
         told += (
             ", the default of this device" if name == "auto" else f", by --attention-backend {name}"
         )
-        backend = PagedAttention(ops, replayable=on_gpu)
+        backend = PagedAttention(ops, replayable=True)
     else:
         lack = _LACKS[name](device, dtype, config)
         if name == "fa3" and kv_dtype not in (None, dtype):

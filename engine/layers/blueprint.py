@@ -20,6 +20,7 @@ class Blueprint:
     """Numbers, number format, device, and the makers of everything that may be chosen."""
 
     config: ModelConfig
+    positions: int  # that a token may stand at
     dtype: torch.dtype
     device: torch.device
     ops: Ops

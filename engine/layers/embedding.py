@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.ops import PackedLinear
@@ -19,6 +18,7 @@ class Embedding:
     def __init__(self, blueprint: Blueprint, name: str, *, tied: bool) -> None:
         self._name = name
         self._pack = blueprint.quantization.head
+        self._take_rows = blueprint.ops.take_rows
         self._tied = tied
         shape = (blueprint.config.vocab_size, blueprint.config.hidden_size)
         self._weight: Tensor | None = blueprint.empty(*shape)
@@ -27,7 +27,7 @@ class Embedding:
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids int64 [tokens] -> [tokens, hidden]."""
         if self._weight is not None:
-            return F.embedding(token_ids, self._weight)
+            return self._take_rows(self._weight, token_ids)
         assert self.packed is not None
         return self.packed.rows(token_ids)
 

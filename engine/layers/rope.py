@@ -18,28 +18,37 @@ from ..checkpoint import ModelConfig, Rope
 from ..errors import BrokenCheckpoint
 from .blueprint import Blueprint
 
+_POSITIONS = 4096  # whose cosines and sines are computed at a time
+
 
 class RotaryEmbedding:
-    """Cosines and sines of positions, for `ops.Rotate`."""
+    """Cosines and sines of positions, for `ops.Rotate`: a table, a row for each position."""
 
     def __init__(self, blueprint: Blueprint) -> None:
-        frequencies, self._factor = rope_frequencies(blueprint.config)
-        self._frequencies = frequencies.to(blueprint.device)  # [rotary_dim / 2]
-        self._dtype = blueprint.dtype
+        frequencies, factor = rope_frequencies(blueprint.config)
+        frequencies = frequencies.to(blueprint.device)  # [rotary_dim / 2]
+        half = len(frequencies)
+        self._take_rows = blueprint.ops.take_rows
+        self._cosine = blueprint.empty(blueprint.positions, 2 * half)
+        self._sine = blueprint.empty(blueprint.positions, 2 * half)
+        for begin in range(0, blueprint.positions, _POSITIONS):
+            rows = slice(begin, min(begin + _POSITIONS, blueprint.positions))
+            positions = torch.arange(rows.start, rows.stop, device=blueprint.device)
+            angles = positions[:, None] * frequencies
+            cosine, sine = angles.cos(), angles.sin()
+            if factor != 1.0:
+                cosine, sine = cosine * factor, sine * factor
+            for place, values in ((self._cosine, (cosine, cosine)), (self._sine, (-sine, sine))):
+                place[rows, :half], place[rows, half:] = values
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions int64 [tokens] -> cosine and sine [tokens, 1, rotary_dim].
 
         The first half of the sine is negated; see `ops.Rotate`.
         """
-        angles = positions.view(-1, 1, 1) * self._frequencies  # [tokens, 1, rotary_dim / 2]
-        cosine, sine = angles.cos(), angles.sin()
-        if self._factor != 1.0:
-            cosine, sine = cosine * self._factor, sine * self._factor
-        return (
-            torch.cat((cosine, cosine), dim=-1).to(self._dtype),
-            torch.cat((-sine, sine), dim=-1).to(self._dtype),
-        )
+        cosine = self._take_rows(self._cosine, positions)
+        sine = self._take_rows(self._sine, positions)
+        return cosine[:, None], sine[:, None]
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:

@@ -72,6 +72,7 @@ class Model(ABC):
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.config = config = blueprint.config
+        self.device = blueprint.device
         self._attention = blueprint.attention
         self._rotary = RotaryEmbedding(blueprint)
         tied = config.tied_embeddings

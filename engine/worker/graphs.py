@@ -8,8 +8,8 @@ being verified), the sequence of kernels depends on the number of sequences only
 Nobody waits for that: the server answers at once, launching kernels one by one, and graphs are
 recorded while it has nothing to do, or, while it has, for the number it needs most, now and then.
 
-What is given to `Graphed` as its recorder decides whether this is real: on a CPU steps go through
-`Eager`, which has nothing to record. The real one, `GpuRecorder`, has not run on a GPU yet.
+What is given to `Graphed` as its recorder decides whether this is real. The real one, `GpuRecorder`,
+has not run on a GPU yet. What a CPU does instead is in `replaying.py`.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from functools import partial
 import torch
 
 from octavo.kernels import registry
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import NotRecordable, Ops
 
 from ..checkpoint import ModelConfig, read_model_config, weight_files
 from ..config import EngineConfig
 from ..device import (
+    DeviceMemory,
     available_cores,
     available_memory,
     has_streams,
@@ -53,6 +54,7 @@ from .memory import (
     size,
 )
 from .padding import Key, StaticBatch, keys_for
+from .replaying import Replayed
 from .runner import Runner
 from .sequences import SequenceTable
 from .stream import AtOnce, Stream
@@ -105,6 +107,7 @@ def launch(
         quantization=config.quantization,
         attention=config.attention_backend,
         kv_dtype=kv_dtype,
+        longest=memory.max_model_len if memory is not None else config.max_model_len,
     )
     block = _block(config, numbers, kv_dtype)
     transfer = transfer_to(device)
@@ -153,7 +156,7 @@ def launch(
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
-    forwards = _forwards(config, model, kv, device, ops, memory.max_model_len)
+    forwards = _forwards(config, model, kv, gpu, ops, memory.max_model_len)
     computer = Computer(
         model=model,
         kv=kv,
@@ -163,7 +166,7 @@ def launch(
             ops,
             grammar=grammar,
             unseen=has_streams(device),
-            draws=forwards.draw if forwards.planned else None,
+            draws=forwards.draw,
         ),
         table=table,
         transfer=transfer,
@@ -228,10 +231,11 @@ def _forwards(
     config: EngineConfig,
     model: Model,
     kv: KVCache,
-    device: torch.device,
+    gpu: DeviceMemory | None,
     ops: Ops,
     longest: int,
 ) -> Forwards:
+    """What steps are computed with. `gpu`: where they are; None for a CPU."""
     eager = Eager(model, kv)
     keys = _graph_keys(config, model, longest)
     if not keys:
@@ -241,9 +245,16 @@ def _forwards(
         queries=max(key.queries for key in keys),
         longest=longest,
         block_size=config.block_size,
-        device=device,
+        device=model.device,
     )
-    return Graphed(eager, GpuRecorder(device), keys, static, draw=partial(plain_draw, ops))
+    if gpu is not None:
+        recorder = GpuRecorder(model.device)
+        return Graphed(eager, recorder, keys, static, draw=partial(plain_draw, ops))
+    try:
+        return Replayed(eager, ops.recorder(), static)
+    except NotRecordable as why:
+        log.warning("decoding steps are computed kernel by kernel: %s", why)
+        return eager
 
 
 def _plan(

@@ -170,7 +170,10 @@ def activation_bytes(
     # Logits, their log-probabilities, noise and its integers, sort keys, and penalty counts.
     per_row = 32 * model.vocab_size
     histories = sequences * longest * 5  # the table of token ids, and that of blocks
-    return tokens * per_token + gathered + sequences * per_row + histories + _SCORE_BYTES
+    rotations = 2 * longest * model.head_dim * itemsize  # cosines and sines of positions
+    return (
+        tokens * per_token + gathered + sequences * per_row + histories + rotations + _SCORE_BYTES
+    )
 
 
 def size(count: int) -> str:

@@ -57,6 +57,7 @@ class StaticBatch:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        self.longest = longest
         self.tokens = tokens = rows * queries
         self._token_ids = zeros(tokens, dtype=torch.int64)
         self._positions = zeros(tokens, dtype=torch.int64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,18 +30,49 @@ _NEEDS = {
 Function = Callable[..., None]
 
 
+class Noted(NamedTuple):
+    """A call that was made."""
+
+    name: str
+    again: int | None  # the address of `octavo_again_<name>`, see csrc/replay.h, where there is one
+    arguments: tuple[tuple[type[Any], Any], ...]  # their kinds and values
+
+
 class Library:
     """The C functions of one level."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError: not a library that can be loaded here."""
         self._loaded = ctypes.CDLL(str(path))
+        self._noting: dict[int, list[Noted]] = {}  # by thread: where its calls are noted
 
     def function(self, name: str, *arguments: type[Any]) -> Function:
         """The function `octavo_<name>`, which returns nothing."""
         found = self._loaded[f"octavo_{name}"]
         found.argtypes, found.restype = arguments, None
-        return found
+        noting = self._noting
+        replayable: Any = getattr(self._loaded, f"octavo_again_{name}", None)
+        again = replayable and ctypes.cast(replayable, c_void_p).value
+
+        def call(*values: Any) -> None:
+            if noting and (noted := noting.get(get_ident())) is not None:
+                noted.append(Noted(name, again, tuple(zip(arguments, values, strict=True))))
+            found(*values)
+
+        return call
+
+    @contextmanager
+    def noting(self) -> Iterator[list[Noted]]:
+        """The calls that this thread makes meanwhile, in their order."""
+        own = get_ident()
+        if own in self._noting:
+            raise RuntimeError("this thread's calls are being noted already")
+        noted: list[Noted] = []
+        self._noting[own] = noted
+        try:
+            yield noted
+        finally:
+            del self._noting[own]
 
     def functions(self, name: str, *arguments: type[Any]) -> dict[torch.dtype, Function]:
         """`octavo_<name>_f32` and `octavo_<name>_bf16`, by the dtype they are for."""

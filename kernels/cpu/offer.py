@@ -11,6 +11,8 @@ from .attention import attend_projected, plan_attention
 from .library import Library, levels, load
 from .linear import pack_linear, pack_quantized
 from .norm import add_rms_norm, rms_norm
+from .recording import recorder
+from .rows import take_rows
 from .sampling import gumbel_argmax
 from .threads import set_threads
 
@@ -21,11 +23,13 @@ _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyTyp
         "attend_projected": attend_projected,
         "gumbel_argmax": gumbel_argmax,
         "plan_attention": plan_attention,
+        "recorder": recorder,
         "rms_norm": rms_norm,
         "set_threads": set_threads,
         "pack_linear": pack_linear,
         "pack_quantized": pack_quantized,
         "silu_mul": silu_mul,
+        "take_rows": take_rows,
     }
 )
 

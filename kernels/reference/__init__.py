@@ -17,7 +17,9 @@ from .narrowing import narrow
 from .norm import add_rms_norm, rms_norm
 from .projected import attend_projected
 from .quantized import pack_quantized
+from .recording import recorder
 from .rope import rotate
+from .rows import take_rows
 from .sampling import gumbel_argmax, largest, penalise, rank
 from .step import build_step, verify
 from .threads import set_threads
@@ -25,6 +27,8 @@ from .threads import set_threads
 # Spelled as Ops so that the type checker compares each function with its contract.
 REFERENCE = Ops(
     set_threads=set_threads,
+    recorder=recorder,
+    take_rows=take_rows,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
     rotate=rotate,

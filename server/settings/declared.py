@@ -232,7 +232,7 @@ class Settings:
         kinds.switch(),
         _ENGINE.enforce_eager,
         "Compute",
-        "Launch a GPU's kernels one by one; no graphs of decoding steps are recorded.",
+        "Call kernels one by one; no decoding steps are recorded to be replayed.",
     )
     deterministic: bool = setting(
         kinds.switch(),

@@ -210,7 +210,13 @@ def test_a_start_measures_and_gives_the_rest_to_the_cache(
     caplog.set_level(logging.INFO)
     memory = FakeMemory()
     monkeypatch.setattr(launching, "memory_of", lambda device: memory)
-    settings = tiny_config(tmp_path, kv_memory=None, max_num_seqs=10_000, max_num_batched_tokens=64)
+    settings = tiny_config(
+        tmp_path,
+        kv_memory=None,
+        max_num_seqs=10_000,
+        max_num_batched_tokens=64,
+        enforce_eager=True,
+    )
     _, capacity = launch(settings, lambda *_: None)
     assert memory.peaks == [300 * MIB]
     expected = int(1024 * MIB * 0.9) - (100 + 200 + 50 + 256) * MIB

@@ -1,4 +1,5 @@
 #include "pool.h"
+#include "replay.h"
 #include "simd.h"
 
 namespace octavo {
@@ -37,3 +38,6 @@ extern "C" void octavo_silu_mul_bf16(const octavo::bf16* gate_up, octavo::bf16* 
                                      int64_t size) {
   octavo::silu_mul(gate_up, out, rows, size);
 }
+
+OCTAVO_REPLAYABLE(silu_mul_f32)
+OCTAVO_REPLAYABLE(silu_mul_bf16)

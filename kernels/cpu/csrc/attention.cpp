@@ -3,6 +3,7 @@
 #include "attention_plan.h"
 #include "buffer.h"
 #include "pool.h"
+#include "replay.h"
 #include "rotary.h"
 
 namespace octavo {
@@ -338,3 +339,8 @@ OCTAVO_ATTEND(f32, float)
 OCTAVO_ATTEND(bf16, octavo::bf16)
 OCTAVO_ATTEND_PROJECTED(f32, float)
 OCTAVO_ATTEND_PROJECTED(bf16, octavo::bf16)
+
+OCTAVO_REPLAYABLE(attend_f32)
+OCTAVO_REPLAYABLE(attend_bf16)
+OCTAVO_REPLAYABLE(attend_projected_f32)
+OCTAVO_REPLAYABLE(attend_projected_bf16)

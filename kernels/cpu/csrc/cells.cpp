@@ -3,6 +3,7 @@
 #include "cells.h"
 
 #include "pool.h"
+#include "replay.h"
 
 namespace octavo {
 namespace {
@@ -38,3 +39,6 @@ void store_cells(const CacheShape<T>& cache, const T* key, int64_t key_stride, c
 
 OCTAVO_STORE_CELLS(f32, float)
 OCTAVO_STORE_CELLS(bf16, octavo::bf16)
+
+OCTAVO_REPLAYABLE(store_cells_f32)
+OCTAVO_REPLAYABLE(store_cells_bf16)

@@ -12,6 +12,7 @@
 
 #include "packed.h"
 #include "pool.h"
+#include "replay.h"
 #include "simd.h"
 
 namespace octavo {
@@ -292,3 +293,7 @@ void octavo_linear_wide_bf16(const bf16* x, const char* packed, const bf16* bias
   octavo::linear<octavo::Pairs>(x, packed, bias, out, rows, inputs, outputs);
 }
 }
+
+OCTAVO_REPLAYABLE(linear_f32)
+OCTAVO_REPLAYABLE(linear_bf16)
+OCTAVO_REPLAYABLE(linear_wide_bf16)

@@ -1,6 +1,7 @@
 // Root-mean-square norms (Zhang and Sennrich 2019), one row after the other.
 
 #include "pool.h"
+#include "replay.h"
 #include "rotary.h"
 
 namespace octavo {
@@ -66,3 +67,9 @@ OCTAVO_RMS_NORM(bf16, octavo::bf16)
 OCTAVO_ADD_RMS_NORM(f32, float, float)
 OCTAVO_ADD_RMS_NORM(bf16, octavo::bf16, octavo::bf16)
 OCTAVO_ADD_RMS_NORM(wide_bf16, float, octavo::bf16)
+
+OCTAVO_REPLAYABLE(rms_norm_f32)
+OCTAVO_REPLAYABLE(rms_norm_bf16)
+OCTAVO_REPLAYABLE(add_rms_norm_f32)
+OCTAVO_REPLAYABLE(add_rms_norm_bf16)
+OCTAVO_REPLAYABLE(add_rms_norm_wide_bf16)

@@ -2,6 +2,7 @@
 
 #include "packed.h"
 #include "pool.h"
+#include "replay.h"
 
 namespace octavo {
 namespace {
@@ -79,3 +80,6 @@ void octavo_unpack_rows_bf16(const bf16* packed, const int64_t* ids, bf16* out, 
   octavo::unpack_rows(packed, ids, out, count, inputs, outputs);
 }
 }
+
+OCTAVO_REPLAYABLE(unpack_rows_f32)
+OCTAVO_REPLAYABLE(unpack_rows_bf16)

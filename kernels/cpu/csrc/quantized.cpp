@@ -12,6 +12,7 @@
 
 #include "packed.h"
 #include "pool.h"
+#include "replay.h"
 #include "simd.h"
 
 namespace octavo {
@@ -445,7 +446,12 @@ using octavo::bf16;
                                                       bf16* out, int64_t count, int64_t inputs,   \
                                                       int64_t outputs) {                          \
     octavo::unpack_rows<BITS>(packed, ids, out, count, inputs, outputs);                          \
-  }
+  }                                                                                               \
+  OCTAVO_REPLAYABLE(linear_int##BITS##_f32)                                                       \
+  OCTAVO_REPLAYABLE(linear_int##BITS##_bf16)                                                      \
+  OCTAVO_REPLAYABLE(linear_wide_int##BITS##_bf16)                                                 \
+  OCTAVO_REPLAYABLE(unpack_rows_int##BITS##_f32)                                                  \
+  OCTAVO_REPLAYABLE(unpack_rows_int##BITS##_bf16)
 
 OCTAVO_QUANTIZED(8)
 OCTAVO_QUANTIZED(4)
