@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import weakref
@@ -13,6 +14,7 @@ from torch import Tensor
 _LARGE_PAGE = 2 << 20
 _CHUNK = 32 * _LARGE_PAGE
 _LINE = 64  # bytes
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -26,6 +28,18 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | Non
     if (device is not None and device.type != "cpu") or size < _LARGE_PAGE // 4:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(_pages(size), dtype=dtype).view(shape)
+
+
+def populate(tensor: Tensor) -> bool:
+    """Have the system give a contiguous tensor on a CPU its pages now, and not when each is first
+    written: a large page is filled with zeros then, and a virtual machine may have to ask its host
+    for it. What the tensor holds stays as it is. False where the system does not do that.
+    """
+    begin = tensor.data_ptr() & -mmap.PAGESIZE
+    size = tensor.data_ptr() + tensor.nbytes - begin
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return bool(advise(begin, size, _POPULATE_WRITE) == 0)
 
 
 class Arena:

@@ -102,9 +102,9 @@ class Runner:
         return self.computer.ready(params)
 
     def improve(self, *, idle: bool) -> bool:
-        """As `Forwards.improve`."""
+        """As `Forwards.improve`; when that has come to its end, memory for more of the KV cache."""
         if self._forwards is None or self._forwards.recorded == self._forwards.planned:
-            return False
+            return idle and self._stream.run(self._kv.populate)()
         left = self._stream.run(partial(self._forwards.improve, idle=idle))()
         self._landed = time.perf_counter()  # what it took is not the next step's
         return left
@@ -136,6 +136,8 @@ class Runner:
         flight.started = True
         self._retired.update(plan.retired)
         for part in plan.slices:
+            if part.blocks:
+                self._kv.use(part.blocks)
             if part.history is not None:
                 self._retired.discard(part.sequence)
                 self._requests[part.sequence] = part.history.request_id

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
 from octavo.kernels import memory
-from octavo.kernels.memory import Arena, zeros
+from octavo.kernels.memory import Arena, populate, zeros
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5,), (3, 7, 11), (1 << 11, 1 << 10)])
@@ -59,3 +60,18 @@ def test_a_mapping_of_an_arena_is_given_back_with_its_last_tensor(
     tensors.clear()
     assert made[0]() is None
     assert arena.zeros((5,), torch.float32).tolist() == [0.0] * 5 and len(made) == 2
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_part_gets_its_memory_before_it_is_written() -> None:
+    tensor = zeros((64 << 20,), torch.uint8)
+    tensor[(1 << 20) + 5] = 7
+    before = resident()
+    if not populate(tensor[1 << 20 : 33 << 20]):
+        pytest.skip("the system does not populate")
+    assert 24 << 20 < resident() - before < 40 << 20
+    assert tensor.sum() == 7 and tensor[(1 << 20) + 5] == 7

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.engine import kv_cache
 from octavo.engine.bundled import TARGET
 from octavo.engine.checkpoint import read_model_config
 from octavo.engine.kv_cache import KVCache, block_bytes
@@ -82,3 +83,49 @@ def test_a_swapped_block_comes_back_bit_by_bit() -> None:
 def test_a_block_that_does_not_exist_is_refused(pair: tuple[int, int]) -> None:
     with pytest.raises((IndexError, RuntimeError)):
         filled().apply(Moves(copies=(pair,)))
+
+
+@pytest.mark.parametrize("used", [(), (3, 40), (300,), (4095,)])
+def test_memory_of_the_blocks_that_come_next_is_taken(
+    used: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every layer, from the last block used so far on, and not more than was to be."""
+    taken: list[Tensor] = []
+    monkeypatch.setattr(kv_cache, "populate", lambda part: not taken.append(part))
+    monkeypatch.setattr(kv_cache, "available_memory", lambda: 1 << 40)
+    sizes = {"block_size": 16, "dtype": torch.float32}
+    one = block_bytes(CONFIG, **sizes)
+    kv = KVCache(CONFIG, resolve(CPU), num_blocks=4096, device=CPU, ahead=1000 * one, **sizes)
+    if used:
+        kv.use(used)
+    while kv.populate():
+        assert len(taken) < 4096
+    first = max(used, default=-1) + 1
+    for layer in kv.layers:
+        mine = [part for part in taken if part.data_ptr() in range(*span(layer))]
+        expected = layer[first : first + 1000]
+        assert sum(len(part) for part in mine) == len(expected)
+        if mine:
+            assert min(span(part)[0] for part in mine) == span(expected)[0]
+            assert max(span(part)[1] for part in mine) == span(expected)[1]
+    count = len(taken)
+    assert not kv.populate() and len(taken) == count
+
+
+def span(tensor: Tensor) -> tuple[int, int]:
+    """Where it lies."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+
+
+@pytest.mark.parametrize(("gives", "free"), [(False, 1 << 40), (True, 3 << 30)])
+def test_no_memory_is_taken_ahead_where_it_is_short_or_not_given(
+    gives: bool, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor] = []
+    monkeypatch.setattr(kv_cache, "populate", lambda part: gives or asked.append(part))
+    monkeypatch.setattr(kv_cache, "available_memory", lambda: free)
+    kv = KVCache(
+        CONFIG, resolve(CPU), num_blocks=99, block_size=16, dtype=torch.float32, device=CPU
+    )
+    assert not kv.populate() and not kv.populate()
+    assert len(asked) == (not gives)

@@ -4,7 +4,10 @@
 // in the middle of a task.
 //
 // A thread without work spins for some 50 us, which covers the gap between two operations of a
-// model, and then sleeps on a futex: an idle engine costs nothing.
+// model, and then sleeps on a futex: an idle engine costs nothing. While it spins it lets others have
+// its core: a front end that waits for one is given it here, and not, by the system, in the middle
+// of a task, where everybody would wait for this thread. The caller keeps its own core: it goes on
+// soon, and whoever was let in would stay for milliseconds.
 
 #include "pool.h"
 
@@ -40,9 +43,9 @@ void wake(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Whether `done` became true within the time to spin.
+// Whether `done` became true within the time to spin. `yielding`: whoever else is ready may run.
 template <typename Condition>
-bool spin_until(Condition done) {
+bool spin_until(Condition done, bool yielding) {
   int64_t deadline = 0;
   for (;;) {
     for (int i = 0; i < 64; ++i) {
@@ -52,6 +55,7 @@ bool spin_until(Condition done) {
     int64_t time = now();
     if (deadline == 0) deadline = time + kSpinNanoseconds;
     if (time > deadline) return false;
+    if (yielding) sched_yield();
   }
 }
 
@@ -94,7 +98,7 @@ class Pool {
     if (sleeping_.load() > 0) wake(job_);
     work(0);
     job_.fetch_add(1);  // even: closed; whoever comes now goes back
-    if (!spin_until([this] { return inside_.load() == 0; })) {
+    if (!spin_until([this] { return inside_.load() == 0; }, false)) {
       for (uint32_t left; (left = inside_.load()) != 0;) sleep_while(inside_, left);
     }
     pthread_mutex_unlock(&busy_);
@@ -116,7 +120,7 @@ class Pool {
     uint32_t seen = 0;
     for (;;) {
       auto fresh = [&] { return (job_.load() & 1) && job_.load() != seen; };
-      if (!spin_until(fresh)) {
+      if (!spin_until(fresh, true)) {
         uint32_t word = job_.load();
         if (!(word & 1) || word == seen) {
           sleeping_.fetch_add(1);
