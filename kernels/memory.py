@@ -1,4 +1,5 @@
-"""Memory for what is read from end to end in every step: weights and the KV cache."""
+"""Memory: for what is read from end to end in every step, weights and the KV cache, and for what a
+step makes and lets go of."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import contextlib
 import ctypes
 import math
 import mmap
+import sys
+import threading
 import weakref
 
 import torch
@@ -15,6 +18,9 @@ _LARGE_PAGE = 2 << 20
 _CHUNK = 32 * _LARGE_PAGE
 _LINE = 64  # bytes
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name
+_SMALL = 1 << 17  # numbers of a tensor
+_GRAIN = 1 << 18  # bytes
+_UNUSED = 3  # references to what is only in the list that is run over
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -64,6 +70,41 @@ class Arena:
         tensor = torch.frombuffer(pages, dtype=dtype, count=count, offset=self._used)
         self._used += -(-size // _LINE) * _LINE
         return tensor.view(shape)
+
+
+class Workspace:
+    """Memory of large tensors that a step makes and lets go of: when nothing views it any more, it
+    is used again.
+
+    C libraries give such memory back to the system, which clears every page anew when it is asked
+    for it: a quarter of a step with 2048 tokens of a small model. Here as many pieces are kept as
+    tensors were there at once, and each as large as was asked of it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor on the CPU with anything in it."""
+        count = math.prod(shape)
+        if count < _SMALL:
+            return torch.empty(shape, dtype=dtype)
+        with self._lock:
+            pages = self._pages_of(count * dtype.itemsize)
+            return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
+
+    def _pages_of(self, size: int) -> mmap.mmap:
+        """The smallest unused piece that suffices; or a new one, for which the largest of those
+        that do not is given up."""
+        unused = [pages for pages in self._kept if sys.getrefcount(pages) == _UNUSED]
+        enough = [pages for pages in unused if len(pages) >= size]
+        if enough:
+            return min(enough, key=len)
+        if unused:
+            self._kept.remove(max(unused, key=len))
+        self._kept.append(_pages(-(-size // _GRAIN) * _GRAIN))
+        return self._kept[-1]
 
 
 def _pages(size: int) -> mmap.mmap:

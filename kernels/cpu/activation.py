@@ -14,7 +14,7 @@ def silu_mul(library: Library) -> SiluMul:
     def run(gate_up: Tensor) -> Tensor:
         gate_up = dense(gate_up)
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty(rows, size)
+        out = library.empty((rows, size), gate_up.dtype)
         functions[gate_up.dtype](gate_up.data_ptr(), out.data_ptr(), rows, size)
         return out
 

@@ -52,7 +52,7 @@ def attend_projected(library: Library) -> AttendProjected:
             return plain_attend_projected(plan.plain, cache, projected, cosine, sine, layer)
         kv_heads, head_dim = cache.shape[3:]
         heads = projected.shape[1] // head_dim - 2 * kv_heads
-        out = projected.new_empty(projected.shape[0], heads * head_dim)
+        out = library.empty((projected.shape[0], heads * head_dim), projected.dtype)
         functions[cache.dtype](
             out.data_ptr(),
             projected.data_ptr(),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory import Workspace
 from . import build
 
 _LOG = logging.getLogger("octavo.kernels")
@@ -39,12 +40,19 @@ class Noted(NamedTuple):
 
 
 class Library:
-    """The C functions of one level."""
+    """The C functions of one level, and memory for what they give."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError: not a library that can be loaded here."""
         self._loaded = ctypes.CDLL(str(path))
         self._noting: dict[int, list[Noted]] = {}  # by thread: where its calls are noted
+        self._workspace = Workspace()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for what a function gives."""
+        if self._noting and get_ident() in self._noting:
+            return torch.empty(shape, dtype=dtype)  # whoever notes our calls gives it
+        return self._workspace.empty(shape, dtype)
 
     def function(self, name: str, *arguments: type[Any]) -> Function:
         """The function `octavo_<name>`, which returns nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ class _Functions:
     multiply: Mapping[torch.dtype, Function]
     multiply_wide: Mapping[torch.dtype, Function]
     unpack_rows: Mapping[torch.dtype, Function]
+    empty: Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 def _functions(library: Library, form: str) -> _Functions:
@@ -37,6 +38,7 @@ def _functions(library: Library, form: str) -> _Functions:
             torch.bfloat16: library.function(f"linear_wide{form}_bf16", *arguments),
         },
         unpack_rows=library.functions(f"unpack_rows{form}", *[POINTER] * 3, *[COUNT] * 3),
+        empty=library.empty,
     )
 
 
@@ -107,7 +109,7 @@ class _Packed:
 
     def rows(self, ids: Tensor) -> Tensor:
         ids = dense(ids)
-        out = torch.empty((len(ids), self._inputs), dtype=self._dtype)
+        out = self._functions.empty((len(ids), self._inputs), self._dtype)
         self._functions.unpack_rows[out.dtype](
             self._pointer, ids.data_ptr(), out.data_ptr(), len(ids), self._inputs, self._outputs
         )
@@ -116,7 +118,7 @@ class _Packed:
     def _multiply(self, x: Tensor, function: Function, dtype: torch.dtype) -> Tensor:
         x = dense(x)
         rows = x.shape[0]
-        out = torch.empty((rows, self._outputs), dtype=dtype)
+        out = self._functions.empty((rows, self._outputs), dtype)
         function(
             x.data_ptr(),
             self._pointer,

@@ -14,7 +14,7 @@ def rms_norm(library: Library) -> RmsNorm:
 
     def run(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = dense(x)
-        out = x.new_empty(x.shape)
+        out = library.empty(x.shape, x.dtype)
         size = x.shape[-1]
         functions[x.dtype](
             x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // size, size, epsilon
@@ -33,7 +33,7 @@ def add_rms_norm(library: Library) -> AddRmsNorm:
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = dense(x)
-        out = torch.empty(x.shape, dtype=weight.dtype)
+        out = library.empty(x.shape, weight.dtype)
         functions[x.dtype, weight.dtype](
             x.data_ptr(),
             residual.data_ptr(),

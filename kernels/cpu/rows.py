@@ -14,7 +14,7 @@ def take_rows(library: Library) -> TakeRows:
     def run(matrix: Tensor, ids: Tensor) -> Tensor:
         ids = dense(ids)
         rows, size = matrix.shape
-        out = matrix.new_empty(len(ids), size)
+        out = library.empty((len(ids), size), matrix.dtype)
         function(
             matrix.data_ptr(),
             ids.data_ptr(),

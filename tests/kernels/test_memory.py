@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.kernels import memory
-from octavo.kernels.memory import Arena, populate, zeros
+from octavo.kernels.memory import Arena, Workspace, populate, zeros
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5,), (3, 7, 11), (1 << 11, 1 << 10)])
@@ -75,3 +75,37 @@ def test_a_part_gets_its_memory_before_it_is_written() -> None:
         pytest.skip("the system does not populate")
     assert 24 << 20 < resident() - before < 40 << 20
     assert tensor.sum() == 7 and tensor[(1 << 20) + 5] == 7
+
+
+def test_a_workspace_gives_out_what_nothing_views_any_more() -> None:
+    workspace = Workspace()
+    first = workspace.empty((1 << 10, 1 << 10), torch.float32)
+    address, part = first.data_ptr(), first[3:5].fill_(7)
+    del first
+    second = workspace.empty((1 << 10, 1 << 10), torch.float32).fill_(1)
+    assert second.data_ptr() != address and (part == 7).all()
+    del part
+    smaller = workspace.empty((1 << 10, 1000), torch.float32)
+    assert smaller.data_ptr() == address
+    assert (smaller.shape, smaller.dtype) == ((1 << 10, 1000), torch.float32)
+    assert workspace.empty((3, 0), torch.bfloat16).shape == (3, 0)
+
+
+def test_a_workspace_keeps_as_many_pieces_as_were_there_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[mmap.mmap]] = []
+
+    def pages(size: int) -> mmap.mmap:
+        mapping = mmap.mmap(-1, size)
+        made.append(weakref.ref(mapping))
+        return mapping
+
+    monkeypatch.setattr(memory, "_pages", pages)
+    workspace = Workspace()
+    for rows in (200, 100, 300, 400, 150, 400, 300):
+        x = workspace.empty((rows, 1000), torch.bfloat16)
+        x = workspace.empty((rows, 2000), torch.bfloat16)  # the other one still there
+        del x
+    kept = sorted(len(mapping) for made_one in made if (mapping := made_one()) is not None)
+    assert len(kept) == 2 and kept[0] >= 400 * 2000 and kept[1] >= 400 * 4000

@@ -60,14 +60,18 @@ inline Lanes load(const bf16* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
-// To nearest, ties to even; a NaN stays one.
+// To nearest, ties to even; a NaN stays one. AVX512_BF16 takes subnormal numbers for zero.
 inline __m256i narrow(Lanes x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x.v);
+#else
   __m512i bits = _mm512_castps_si512(x.v);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x00400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+#endif
 }
 inline void store(bf16* p, Lanes x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x));
