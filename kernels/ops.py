@@ -341,21 +341,35 @@ class GumbelArgmax(Protocol):
         """
 
 
-class Narrow(Protocol):
-    """Minus infinity, in place, for what min-p, top-k and top-p leave out of a draw.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Narrowing:
+    """What may be drawn of each row: what min-p, top-k and top-p leave.
 
     Min-p keeps what has at least that share of the likeliest token's probability, top-k the k
     likeliest in the order of `Largest`, and top-p of what both left the smallest number of the
-    likeliest that together have the probability p of it, one at least.
+    likeliest that together have the probability p of it, one at least. A row of temperature 0 keeps
+    everything.
     """
 
+    top_k: Tensor  # int64 [rows]; columns or more: off
+    top_p: Tensor  # float32 [rows]; 1: off
+    min_p: Tensor  # float32 [rows]; 0: off
+
+
+class Draw(Protocol):
+    """`GumbelArgmax` of what a narrowing leaves, without a look at how many columns that are: for
+    devices whose work the host runs ahead of."""
+
     def __call__(
-        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-    ) -> None:
-        """logits float32 [rows, columns], no NaN; temperature float32 [rows], 0: the row is left
-        alone; top_k int64 [rows], columns or more: off; top_p and min_p float32 [rows], 1 and 0:
-        off.
-        """
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        narrowing: Narrowing | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As for `GumbelArgmax` -> int64 [rows], the chosen columns, and float32 [rows], the
+        largest logit of each row: NaN where there is one, and then any column is chosen."""
 
 
 class Largest(Protocol):
@@ -425,7 +439,7 @@ class Ops:
     verify: Verify
     copy_blocks: CopyBlocks
     gumbel_argmax: GumbelArgmax
-    narrow: Narrow
+    draw: Draw
     largest: Largest
     rank: Rank
     penalise: Penalise

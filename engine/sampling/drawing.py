@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import Narrowing, Ops
 
 from ..step import NOTHING_LEFT
 from ..transfer import beside
@@ -26,8 +26,8 @@ class Drawer:
     """Draws over a vocabulary of `vocab_size`.
 
     Args:
-        unseen: the choice is narrowed by `ops.narrow` in whole rows, which takes more work, but
-            nobody to look how many columns it takes: for devices whose work the host runs ahead of.
+        unseen: all is left to `ops.draw`, which takes more work, but nobody to look how many
+            columns are left: for devices whose work the host runs ahead of.
     """
 
     def __init__(self, vocab_size: int, ops: Ops, *, unseen: bool = False) -> None:
@@ -40,10 +40,9 @@ class Drawer:
     ) -> Tensor:
         """The chosen token id of each row, int64 [rows]."""
         narrowed = state["narrowed"]
-        if self._unseen and narrowed.any():
-            names = ("temperature", "top_k", "top_p", "min_p")
-            self._ops.narrow(logits, *(column(state[name], logits) for name in names))
-        if self._unseen or not narrowed.any():
+        if self._unseen:
+            return self._draw_unseen(logits, state, positions)
+        if not narrowed.any():
             return self._gumbel_argmax(logits, state, positions)
         chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         for members, draw in ((~narrowed, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
@@ -52,6 +51,21 @@ class Drawer:
                 place = beside(at, logits)
                 chosen[place] = draw(logits[place], state[at], positions[at])
         return chosen
+
+    def _draw_unseen(
+        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+    ) -> Tensor:
+        narrowing = None
+        if state["narrowed"].any():
+            names = ("top_k", "top_p", "min_p")
+            narrowing = Narrowing(**{name: column(state[name], logits) for name in names})
+        return self._ops.draw(
+            logits,
+            column(state["temperature"], logits),
+            column(state["seed"], logits),
+            column(positions, logits),
+            narrowing,
+        )[0]
 
     def _gumbel_argmax(
         self,
@@ -101,8 +115,8 @@ def plain_draw(
     ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
-    chosen = ops.gumbel_argmax(logits, temperature, seeds, positions)
-    return chosen, outcomes_of(logits.amax(-1), logits, chosen)
+    chosen, largest = ops.draw(logits, temperature, seeds, positions)
+    return chosen, outcomes_of(largest, logits, chosen)
 
 
 def outcomes_of(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from . import (
     attention,
     cache,
     float8,
-    narrowing,
     norm,
     projected,
     rope,
     sampling,
     selection,
+    shaping,
     step,
 )
 
@@ -36,10 +36,10 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "verify": step.verify,
         "copy_blocks": cache.copy_blocks,
         "gumbel_argmax": sampling.gumbel_argmax,
-        "narrow": narrowing.narrow,
+        "draw": sampling.draw,
         "largest": selection.largest,
         "rank": selection.rank,
-        "penalise": narrowing.penalise,
-        "allow_only": narrowing.allow_only,
+        "penalise": shaping.penalise,
+        "allow_only": shaping.allow_only,
     }
 )

@@ -13,7 +13,7 @@ from .bitmask import allow_only
 from .cache import copy_blocks
 from .float8 import pack_float8
 from .linear import pack_linear
-from .narrowing import narrow
+from .narrowing import draw
 from .norm import add_rms_norm, rms_norm
 from .projected import attend_projected
 from .quantized import pack_quantized
@@ -42,7 +42,7 @@ REFERENCE = Ops(
     verify=verify,
     copy_blocks=copy_blocks,
     gumbel_argmax=gumbel_argmax,
-    narrow=narrow,
+    draw=draw,
     largest=largest,
     rank=rank,
     penalise=penalise,

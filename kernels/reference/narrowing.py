@@ -1,17 +1,31 @@
-"""What min-p, top-k and top-p leave."""
+"""Drawing among what min-p, top-k and top-p leave."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .sampling import largest
+from ..ops import Narrowing
+from .sampling import gumbel_argmax, largest
 
 
-def narrow(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> None:
-    """See `ops.Narrow`."""
+def draw(
+    logits: Tensor,
+    temperature: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    narrowing: Narrowing | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `ops.Draw`."""
+    peak = logits.amax(-1)
+    if narrowing is not None:
+        logits = narrow(logits, temperature, narrowing)
+    return gumbel_argmax(logits, temperature, seeds, positions), peak
+
+
+def narrow(logits: Tensor, temperature: Tensor, narrowing: Narrowing) -> Tensor:
+    """Logits with minus infinity for what is left out."""
+    top_k, top_p, min_p = narrowing.top_k, narrowing.top_p, narrowing.min_p
     heated = temperature > 0
     heat = torch.where(heated, temperature, 1.0)[:, None]
     probabilities = ((logits - logits.amax(-1, keepdim=True)) / heat).softmax(-1)
@@ -24,4 +38,4 @@ def narrow(
     within = (mass - likely < top_p[:, None] * mass.gather(-1, last)) | (top_p >= 1.0)[:, None]
     within[:, 0] = True  # the likeliest is always left
     left = torch.zeros_like(kept).scatter_(-1, columns, kept & within)
-    logits.masked_fill_(~left & heated[:, None], float("-inf"))
+    return logits.masked_fill(~left & heated[:, None], float("-inf"))

@@ -26,12 +26,13 @@ from octavo.kernels.cuda import (
     cache,
     float8,
     matmul,
-    narrowing,
     norm,
     projected,
     rope,
     sampling,
+    search,
     selection,
+    shaping,
     step,
 )
 from octavo.kernels.cuda import attention_kernels as kernels
@@ -69,17 +70,11 @@ def variants() -> Iterator[Variant]:
         types |= {"x_token": "i32", "x_head": "i32", "heads": "i32"}
         constants = {"HEAD_DIM": 128, "ROTARY": 128, "BLOCK_H": 16, "BLOCK_D": 128}
         yield f"rotate {dtype}", rope.rotate_kernel, types, constants, 8
-    types = {"logits": "*fp32", "temperature": "*fp32", "seeds": "*i64", "positions": "*i64"}
-    types |= {"token_ids": "*i64", "best": "*fp32", "place": "*i64", "row_stride": "i32"}
-    types |= {"columns": "i32"}
-    for named in (False, True):
-        constants = {"NAMED": named, "BLOCK": 2048}
-        yield f"gumbel named={named}", sampling.gumbel_argmax_kernel, types, constants, 4
     types = {"query_offsets": "*i32", "tiles": "*i32", "sequences": "i32", "count": "i32"}
     types |= {"step": "i32"}
     yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
     yield from _step()
-    yield from _selection()
+    yield from _sampling()
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
@@ -112,26 +107,30 @@ def _step() -> Iterator[Variant]:
         yield f"verify tree={tree}", step.verify_kernel, types, {"TREE": tree}, 1
 
 
-def _selection() -> Iterator[Variant]:
-    wide = ("values", "logits", "peak", "temperature", "targets", "partials", "min_p", "mass")
-    penalties = ("presence", "frequency", "repetition", "out", "taken")
-    types = dict.fromkeys((*wide, *penalties), "*fp32")
-    types |= dict.fromkeys(("prefixes", "keys", "places", "chosen"), "*i64")
-    counts = ("above", "equal", "first_above", "first_equal", "quota", "output_counts", "bitmask")
-    types |= dict.fromkeys(counts, "*i32") | {"prompt_seen": "*u8"}
-    integers = ("row_stride", "mask_stride", "columns", "rows", "parts", "round_", "count")
-    types |= dict.fromkeys(integers, "i32")
-    part = {"PART": 4096, "BLOCK": 512}
-    for mass in (False, True):
-        constants = {"MASS": mass, **part}
-        searched = {"PARTS": 64, **constants}
-        yield f"search mass={mass}", selection.search_kernel, types, searched, 4
-        yield f"beside mass={mass}", selection.beside_kernel, types, constants, 4
-    yield "found", selection.found_kernel, types, {"PARTS": 64}, 1
-    yield "take", selection.take_kernel, types, part, 4
-    yield "rank", selection.rank_kernel, types | {"partials": "*i32"}, part, 4
-    yield "narrow", narrowing.narrow_kernel, types, part, 4
-    for kernel in (narrowing.penalise_kernel, narrowing.allow_only_kernel):
+def _sampling() -> Iterator[Variant]:
+    floats = ("values", "logits", "temperature", "top_p", "min_p", "taken", "masses", "limits")
+    floats += ("best", "largest", "highest", "presence", "frequency", "repetition", "out")
+    types = dict.fromkeys(floats, "*fp32") | {"prompt_seen": "*u8"}
+    wide = ("seeds", "positions", "token_ids", "place", "chosen", "top_k")
+    types |= dict.fromkeys(wide, "*i64")
+    narrow = ("places", "sizes", "last_places", "partials", "output_counts", "bitmask")
+    types |= dict.fromkeys(narrow, "*i32")
+    types |= dict.fromkeys(("row_stride", "mask_stride", "columns", "parts", "count"), "i32")
+    for named, narrowed in ((False, False), (True, False), (False, True)):
+        constants = {"NAMED": named, "NARROWED": narrowed, "BLOCK": 2048}
+        yield f"draw named={named} narrowed={narrowed}", sampling.draw_kernel, types, constants, 4
+    yield "choose", sampling.choose_kernel, types, {"PARTS": 128}, 1
+    for draw in (False, True):
+        shared = {"DRAW": draw, "MOST": search.MOST}
+        constants = shared | selection.SEARCH
+        warps = constants.pop("num_warps")
+        yield f"search draw={draw}", search.search_kernel, types, constants, warps
+        constants = shared | selection.SETTLE
+        warps = constants.pop("num_warps")
+        in_order = types | {"columns": "*i64"}
+        yield f"settle draw={draw}", search.settle_kernel, in_order, constants, warps
+    yield "rank", selection.rank_kernel, types, {"PART": 4096}, 8
+    for kernel in (shaping.penalise_kernel, shaping.allow_only_kernel):
         yield kernel.__name__, kernel, types, {"BLOCK": 1024}, 4
 
 
