@@ -28,11 +28,10 @@ _SMALLEST = 1 << 16
 class Transfer(Protocol):
     """Between host memory and one device's."""
 
-    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+    def send(self, *arrays: Array) -> list[Tensor]:
         """The arrays as tensors on the device, of the same shapes and dtypes.
 
         The arrays may be changed when this returns, if they are not the device's own memory.
-        `into`: uint8 memory on the device, `packed_bytes` or more, that the tensors are to lie in.
         """
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
@@ -49,16 +48,10 @@ def transfer_to(device: torch.device) -> Transfer:
 
 
 class Shared:
-    """The device computes in host memory: nothing is copied, unless it is told where to."""
+    """The device computes in host memory: nothing is copied."""
 
-    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
-        tensors = [torch.from_numpy(array) for array in arrays]
-        if into is None:
-            return tensors
-        places = views(into, arrays)
-        for place, tensor in zip(places, tensors, strict=True):
-            place.copy_(tensor)
-        return places
+    def send(self, *arrays: Array) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in arrays]
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         return lambda: [tensor.numpy(force=True) for tensor in tensors]
@@ -96,18 +89,16 @@ class Pinned:
         self._incoming: list[_Buffer] = []  # in which nothing is awaited
         self._next = 0
 
-    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+    def send(self, *arrays: Array) -> list[Tensor]:
         total = packed_bytes(arrays)
         buffer = self._outgoing[self._next]
         self._next = (self._next + 1) % len(self._outgoing)
         host = self._room(buffer, total)
-        for place, array in zip(views(host, arrays), arrays, strict=True):
-            place.copy_(torch.from_numpy(array))
-        if into is None:
-            into = torch.empty(total, dtype=torch.uint8, device=self._device)
-        into[:total].copy_(host, non_blocking=True)
+        _pack(arrays, host)
+        memory = torch.empty(total, dtype=torch.uint8, device=self._device)
+        memory.copy_(host, non_blocking=True)
         buffer.done.record()
-        return views(into, arrays)
+        return views(memory, arrays)
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         # A copy of its own: the next step may write where the tensors are. Kept until it has been
@@ -156,6 +147,22 @@ def beside(values: Array | Tensor, like: Tensor) -> Tensor:
     if like.device == tensor.device:
         return tensor
     return tensor.pin_memory().to(like.device, non_blocking=True)
+
+
+def together(like: Tensor, *arrays: Array) -> list[Tensor]:
+    """Several arrays as `beside`, in one copy."""
+    # Copied, because torch takes no column of a structured array, not even one with a single row.
+    arrays = tuple(array.copy() for array in arrays)
+    if like.device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    host = torch.empty(packed_bytes(arrays), dtype=torch.uint8, pin_memory=True)
+    _pack(arrays, host)
+    return views(host.to(like.device, non_blocking=True), arrays)
+
+
+def _pack(arrays: Sequence[Array], memory: Tensor) -> None:
+    for place, array in zip(views(memory, arrays), arrays, strict=True):
+        place.copy_(torch.from_numpy(array))
 
 
 def packed_bytes(arrays: Sequence[Array]) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 from octavo.kernels.ops import Narrowing, Ops
 
 from ..step import NOTHING_LEFT
-from ..transfer import beside
-from .narrowing import column, heated, keep
+from ..transfer import beside, together
+from .narrowing import heated, keep
 
 NOT_FINITE = "the model's logits are not finite"
 FAILURES = {-1: NOT_FINITE, -2: NOTHING_LEFT}  # by what stands where a token should
@@ -55,17 +55,15 @@ class Drawer:
     def _draw_unseen(
         self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
     ) -> Tensor:
-        narrowing = None
+        names = ["temperature", "seed"]
         if state["narrowed"].any():
-            names = ("top_k", "top_p", "min_p")
-            narrowing = Narrowing(**{name: column(state[name], logits) for name in names})
-        return self._ops.draw(
-            logits,
-            column(state["temperature"], logits),
-            column(state["seed"], logits),
-            column(positions, logits),
-            narrowing,
-        )[0]
+            names += ["top_k", "top_p", "min_p"]
+        columns = (state[name] for name in names)
+        at, temperature, seeds, *rest = together(logits, positions, *columns)
+        narrowing = None
+        if rest:
+            narrowing = Narrowing(top_k=rest[0], top_p=rest[1], min_p=rest[2])
+        return self._ops.draw(logits, temperature, seeds, at, narrowing)[0]
 
     def _gumbel_argmax(
         self,
@@ -74,13 +72,8 @@ class Drawer:
         positions: npt.NDArray[np.int64],
         token_ids: Tensor | None = None,
     ) -> Tensor:
-        return self._ops.gumbel_argmax(
-            logits,
-            column(state["temperature"], logits),
-            column(state["seed"], logits),
-            column(positions, logits),
-            token_ids,
-        )
+        temperature, seeds, at = together(logits, state["temperature"], state["seed"], positions)
+        return self._ops.gumbel_argmax(logits, temperature, seeds, at, token_ids)
 
     def _draw_narrowed(
         self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]

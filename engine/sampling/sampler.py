@@ -211,7 +211,7 @@ class Sampler:
             plain = not (len(asked) or state["shaped"].any() or state["narrowed"].any())
             if plain and self._draws is not None:
                 numbers = (state["temperature"], state["seed"], histories.lengths[rows])
-                if (drawn := self._draws(logits, *map(np.ascontiguousarray, numbers))) is not None:
+                if (drawn := self._draws(logits, *numbers)) is not None:
                     chosen, outcomes = drawn
                     return Drawn(
                         token_ids=chosen,

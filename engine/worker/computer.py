@@ -19,6 +19,7 @@ from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
 from ..transfer import Array, Transfer, beside
 from .gathering import LACKING, Work, gather
 from .graphs import Eager, Forwards
+from .inputs import Inputs
 from .pooling import pool
 from .sequences import AsOf, Integers, SequenceTable
 from .stream import Stream
@@ -76,6 +77,7 @@ class Computer:
         kv: KVCache,
         sampler: Sampler,
         table: SequenceTable,
+        inputs: Inputs,
         transfer: Transfer,
         stream: Stream,
         forwards: Forwards | None = None,
@@ -85,10 +87,10 @@ class Computer:
         self._kv = kv
         self._sampler = sampler
         self._table = table
+        self._inputs = inputs
         self._transfer = transfer
         self._stream = stream
         self._forwards = forwards or Eager(model, kv)
-        self._last: Tensor | None = None  # on the device: the last token sampled, by row
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters would not keep a step waiting; begins to
@@ -151,7 +153,7 @@ class Computer:
     # --- on the host ---------------------------------------------------------------------------
 
     def _gather(self, slices: Sequence[Slice]) -> Work:
-        work = gather(slices, self._table, self._kv.block_size, self._transfer)
+        work = gather(slices, self._table, self._inputs)
         for part, row in zip(work.slices, work.rows.tolist(), strict=True):
             if part.history is not None:
                 self._sampler.admit(row, part.history.params, part.history.seed)
@@ -215,11 +217,7 @@ class Computer:
         Beams, prompt log-probabilities and hidden states are waited for here and now: such steps
         overlap less.
         """
-        token_ids = work.batch.token_ids
-        if len(work.awaited):
-            assert self._last is not None, "a step was to yield these tokens"
-            token_ids[work.awaited] = self._last[work.awaited_rows]
-        hidden, logits = self._forwards(work.batch)
+        hidden, logits = self._forwards(work.sent.batch())
         chosen = Chosen()
         if beams is not None:
             self._search(work, logits[len(work.sampling) :], beams, chosen)
@@ -240,24 +238,15 @@ class Computer:
         assert launched.computed is not None
         logits, _ = launched.computed()
         work = launched.work
-        where = work.sampling_rows
+        targets = work.sent.targets
         if len(rows) < len(work.sampling):
             kept = np.flatnonzero(np.isin(work.sampling, launched.drawing))
             (place,) = self._transfer.send(kept)
-            logits, where = logits[place], where[place]
+            logits, targets = logits[place], targets[place]
         drawn = self._sampler.draw(logits, rows, histories)
         if len(rows):
-            self._room(histories, drawn.token_ids)[where] = drawn.token_ids
+            self._inputs.remember(targets, drawn.token_ids)
         return drawn, self._transfer.receive(*drawn.tensors)
-
-    def _room(self, histories: AsOf, like: Tensor) -> Tensor:
-        """The last tokens by row, of as many rows as the table has."""
-        rows = len(histories.lengths)
-        if self._last is None:
-            self._last = like.new_zeros(rows)
-        elif len(self._last) < rows:
-            self._last = torch.cat((self._last, self._last.new_zeros(rows - len(self._last))))
-        return self._last
 
     def _search(self, work: Work, logits: Tensor, histories: AsOf, chosen: Chosen) -> None:
         found = self._sampler.candidates(logits, work.rows[work.searching], histories)
@@ -272,7 +261,7 @@ class Computer:
         count = min(part.count, int(self._table.prompt_lengths[row]) - 1 - part.start)
         following = self._table.token_ids[row, part.start + 1 : part.start + 1 + count]
         targets = beside(following.astype(np.int64), hidden)
-        first = sum(work.batch.query_lengths[:at])
+        first = int(work.counts[:at].sum())
         step = max(1, _SCORING_BYTES // (4 * self._model.config.vocab_size))
         named: list[TokenLogprobs] = []
         try:

@@ -8,8 +8,8 @@ being verified), the sequence of kernels depends on the number of sequences only
 Nobody waits for that: the server answers at once, launching kernels one by one, and graphs are
 recorded while it has nothing to do, or, while it has, for the number it needs most, now and then.
 
-What is given to `Graphed` as its recorder decides whether this is real. The real one, `GpuRecorder`,
-has not run on a GPU yet. What a CPU does instead is in `replaying.py`.
+What is given to `Graphed` as its recorder decides whether this is real. The real one,
+`GpuRecorder`, has not run on a GPU yet. What a CPU does instead is in `replaying.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..batch import Batch
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
-from ..transfer import Array, beside
+from ..transfer import Array, together
 from .padding import Key, StaticBatch
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,8 @@ class Graphed:
         recording, (hidden, logits) = self._graphs[key]
         recording.replay()
         tokens = len(batch.token_ids)
-        return hidden[:tokens], logits[:tokens]
+        logits = logits[:tokens] if batch.all_logits else logits[batch.logits_rows]
+        return hidden[:tokens], logits
 
     def draw(
         self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
@@ -195,12 +196,11 @@ class Graphed:
         if key not in self._draws or logits.data_ptr() != self._graphs[key][1][1].data_ptr():
             return None
         count, static = len(logits), self._static
-        for place, values in (
-            (static.temperature, temperature),
-            (static.seeds, seeds),
-            (static.draw_positions, positions),
+        places = (static.temperature, static.seeds, static.draw_positions)
+        for place, values in zip(
+            places, together(logits, temperature, seeds, positions), strict=True
         ):
-            place[:count].copy_(beside(values, place))
+            place[:count].copy_(values)
         recording, (chosen, outcomes) = self._draws[key]
         recording.replay()
         return chosen[:count], outcomes[:count]

@@ -44,6 +44,7 @@ from ..weights import load_model
 from .computer import Computer
 from .cores import Cores, cpu_seconds_of
 from .graphs import Eager, Forwards, GpuRecorder, Graphed
+from .inputs import FromHost, Inputs
 from .ledger import allocated
 from .measuring import take_stock
 from .memory import (
@@ -55,6 +56,7 @@ from .memory import (
 )
 from .padding import Key, StaticBatch, keys_for
 from .replaying import Replayed
+from .resident import Resident
 from .runner import Runner
 from .sequences import SequenceTable
 from .stream import AtOnce, Stream
@@ -156,7 +158,14 @@ def launch(
     table = SequenceTable(
         rows=config.max_num_seqs, longest=memory.max_model_len, block_size=config.block_size
     )
-    forwards = _forwards(config, model, kv, gpu, ops, memory.max_model_len)
+    keys = _graph_keys(config, model, memory.max_model_len)
+    room = _room(config, keys, memory.max_model_len, device)
+    inputs: Inputs
+    if has_streams(device):
+        inputs = Resident(table, config.block_size, transfer, ops.build_step, room)
+    else:
+        inputs = FromHost(table, config.block_size, transfer)
+    forwards = _forwards(model, kv, gpu, ops, keys, room)
     computer = Computer(
         model=model,
         kv=kv,
@@ -169,6 +178,7 @@ def launch(
             draws=forwards.draw,
         ),
         table=table,
+        inputs=inputs,
         transfer=transfer,
         stream=stream,
         forwards=forwards,
@@ -227,31 +237,37 @@ def _graph_keys(config: EngineConfig, model: Model, longest: int | None = None) 
     return keys_for(config.max_num_seqs, longest)
 
 
+def _room(
+    config: EngineConfig, keys: tuple[Key, ...], longest: int, device: torch.device
+) -> StaticBatch:
+    """Where the batches of steps lie."""
+    return StaticBatch(
+        rows=max([key.rows for key in keys] or [config.max_num_seqs]),
+        queries=max([key.queries for key in keys] or [1]),
+        longest=longest,
+        block_size=config.block_size,
+        device=device,
+        room=config.max_num_batched_tokens,
+    )
+
+
 def _forwards(
-    config: EngineConfig,
     model: Model,
     kv: KVCache,
     gpu: DeviceMemory | None,
     ops: Ops,
-    longest: int,
+    keys: tuple[Key, ...],
+    room: StaticBatch,
 ) -> Forwards:
     """What steps are computed with. `gpu`: where they are; None for a CPU."""
     eager = Eager(model, kv)
-    keys = _graph_keys(config, model, longest)
     if not keys:
         return eager
-    static = StaticBatch(
-        rows=max(key.rows for key in keys),
-        queries=max(key.queries for key in keys),
-        longest=longest,
-        block_size=config.block_size,
-        device=model.device,
-    )
     if gpu is not None:
-        recorder = GpuRecorder(model.device)
-        return Graphed(eager, recorder, keys, static, draw=partial(plain_draw, ops))
+        recorder = GpuRecorder(room.device)
+        return Graphed(eager, recorder, keys, room, draw=partial(plain_draw, ops))
     try:
-        return Replayed(eager, ops.recorder(), static)
+        return Replayed(eager, ops.recorder(), room)
     except NotRecordable as why:
         log.warning("decoding steps are computed kernel by kernel: %s", why)
         return eager

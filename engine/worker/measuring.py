@@ -20,7 +20,8 @@ from .computer import Computer
 from .halves import Compute
 from .ledger import Ledger, graph_bytes
 from .memory import GPU_UTILIZATION, size
-from .padding import LARGEST
+from .padding import LARGEST, StaticBatch
+from .resident import Resident
 from .sequences import SequenceTable
 from .stream import Stream
 
@@ -98,11 +99,21 @@ def take_stock(
     longest = config.max_model_len or numbers.context_length
     step = largest_step(config, longest)
     rules = standard_rules(numbers.vocab_size, numbers.eos_token_ids, ops, rows=config.max_num_seqs)
+    table = SequenceTable(rows=len(step), longest=longest, block_size=config.block_size)
+    room = StaticBatch(
+        rows=len(step),
+        queries=1,
+        longest=longest,
+        block_size=config.block_size,
+        device=model.device,
+        room=config.max_num_batched_tokens,
+    )
     computer = Computer(
         model=model,
         kv=kv,
         sampler=Sampler(numbers.vocab_size, rules, ops, unseen=True),
-        table=SequenceTable(rows=len(step), longest=longest, block_size=config.block_size),
+        table=table,
+        inputs=Resident(table, config.block_size, transfer, ops.build_step, room),
         transfer=transfer,
         stream=stream,
     )

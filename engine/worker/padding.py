@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.kernels.ops import StepInputs
+
 from ..batch import Batch
 
 LARGEST = 512  # sequences
@@ -52,17 +54,28 @@ class StaticBatch:
     """The memory that recorded kernels read their batch from, large enough for the largest."""
 
     def __init__(
-        self, *, rows: int, queries: int, longest: int, block_size: int, device: torch.device
+        self,
+        *,
+        rows: int,
+        queries: int,
+        longest: int,
+        block_size: int,
+        device: torch.device,
+        room: int = 0,
     ) -> None:
+        """`room`: tokens of the largest step that is to lie here without being recorded."""
+
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        self.device = device
         self.longest = longest
-        self.tokens = tokens = rows * queries
-        self._token_ids = zeros(tokens, dtype=torch.int64)
-        self._positions = zeros(tokens, dtype=torch.int64)
-        self._slots = zeros(tokens, dtype=torch.int64)
-        self._logits_rows = zeros(tokens, dtype=torch.int64)
+        self.tokens = tokens = rows * queries  # of the largest recorded step
+        room = max(room, tokens)
+        self._token_ids = zeros(room, dtype=torch.int64)
+        self._positions = zeros(room, dtype=torch.int64)
+        self._slots = zeros(room, dtype=torch.int64)
+        self._every_row = torch.arange(room, device=device)
         self._contexts = zeros(rows, dtype=torch.int32)
         self.temperature = zeros(tokens, dtype=torch.float32)
         self.seeds = zeros(tokens, dtype=torch.int64)
@@ -81,23 +94,46 @@ class StaticBatch:
             context_lengths=self._contexts[:rows],
             block_tables=self._tables[:rows],
             slot_mapping=self._slots[:tokens],
-            logits_rows=self._logits_rows[:tokens],
+            logits_rows=self._every_row[:tokens],
             query_lengths=(key.queries,) * rows,
             context_lengths_host=(key.longest,) * rows,
+            all_logits=True,
         )
 
+    def inputs(self, tokens: int, rows: int) -> tuple[StepInputs, Tensor]:
+        """Where to put a step's inputs, and the numbers of its tokens, int64 [tokens]: here, if
+        there is room, else in new memory."""
+        if tokens <= len(self._token_ids) and rows <= len(self._contexts):
+            inputs = StepInputs(
+                token_ids=self._token_ids[:tokens],
+                positions=self._positions[:tokens],
+                slot_mapping=self._slots[:tokens],
+                context_lengths=self._contexts[:rows],
+                block_tables=self._tables[:rows],
+            )
+            return inputs, self._every_row[:tokens]
+        longs = self._token_ids.new_empty((3, tokens))
+        inputs = StepInputs(
+            token_ids=longs[0],
+            positions=longs[1],
+            slot_mapping=longs[2],
+            context_lengths=self._contexts.new_empty(rows),
+            block_tables=self._tables.new_empty((rows, self._tables.shape[1])),
+        )
+        return inputs, torch.arange(tokens, device=self.device)
+
     def fill(self, key: Key, batch: Batch | None) -> None:
-        """Copy a batch there; what is left of the key's rows is padding: it stores nothing (slot
-        -1) and attends to nothing (length 0). None: padding only."""
+        """Copy a batch there, if it is not there already (`inputs`); what is left of the key's rows
+        is padding: it stores nothing (slot -1) and attends to nothing (length 0). None: padding
+        only. Which tokens want logits is not copied: all of them."""
         rows = 0 if batch is None else len(batch.query_lengths)
         tokens = rows * key.queries
-        if batch is not None:
+        if batch is not None and batch.token_ids.data_ptr() != self._token_ids.data_ptr():
             width = batch.block_tables.shape[1]
             pairs = (
                 (self._token_ids[:tokens], batch.token_ids),
                 (self._positions[:tokens], batch.positions),
                 (self._slots[:tokens], batch.slot_mapping),
-                (self._logits_rows[:tokens], batch.logits_rows),
                 (self._contexts[:rows], batch.context_lengths),
                 (self._tables[:rows, :width], batch.block_tables),
             )
@@ -106,5 +142,4 @@ class StaticBatch:
         if rows < key.rows:
             end = key.rows * key.queries
             self._slots[tokens:end].fill_(-1)
-            self._logits_rows[tokens:end].zero_()
             self._contexts[rows : key.rows].zero_()

@@ -9,7 +9,6 @@ padded, and nothing computed for the recording's sake: it is made of a step as t
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -76,7 +75,7 @@ class Replayed:
         return False
 
     def _record(self, key: Key, batch: Batch) -> Yield:
-        static = replace(self._static.of(key), all_logits=True)
+        static = self._static.of(key)
         try:
             recording, (hidden, logits) = self._recorder.record(partial(self._eager, static))
         except NotRecordable as why:

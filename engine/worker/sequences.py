@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,20 @@ _ARRAYS = (
     "_promised",
     "_kept",
     "_mapped",
+    "_news_tokens",
+    "_news_blocks",
 )
+_NO_NEWS = 1 << 62
 
 Integers = npt.NDArray[np.int64]
+
+
+class Cells(NamedTuple):
+    """Some cells of a table with a row for each sequence."""
+
+    rows: Integers
+    columns: Integers
+    values: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,9 @@ class SequenceTable:
         self._promised = np.zeros(rows, dtype=np.int64)  # the last so many tokens
         self._kept = np.zeros(rows, dtype=np.int64)  # tokens of steps that have succeeded
         self._mapped = np.zeros(rows, dtype=np.int64)  # entries of the block table that are set
+        # From where on tokens, and entries of the block table, are news (`news`).
+        self._news_tokens = np.zeros(rows, dtype=np.int64)
+        self._news_blocks = np.zeros(rows, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -90,10 +105,12 @@ class SequenceTable:
         if part.token_ids or part.history is not None:
             length = self._kept[row] + len(part.token_ids)
             self.token_ids[row, self._kept[row] : length] = part.token_ids
+            self._news_tokens[row] = min(self._news_tokens[row], self._kept[row])
             self.lengths[row] = length
         if part.blocks:
             end = part.first_block + len(part.blocks)
             self.block_tables[row, part.first_block : end] = part.blocks
+            self._news_blocks[row] = min(self._news_blocks[row], part.first_block)
             self._mapped[row] = end
         return row
 
@@ -105,6 +122,14 @@ class SequenceTable:
     def known(self, rows: Integers) -> Integers:
         """How many tokens of each sequence the host knows: all but those promised."""
         return self.lengths[rows] - self._promised[rows]
+
+    def news(self, rows: Integers) -> tuple[Cells, Cells]:
+        """The tokens and the block table entries of these sequences that have come in since this
+        was last asked, but for tokens that were sampled. After a `rewind`: all there are."""
+        tokens = _spans(rows, self._news_tokens[rows], self.known(rows), self.token_ids)
+        blocks = _spans(rows, self._news_blocks[rows], self._mapped[rows], self.block_tables)
+        self._news_tokens[rows] = self._news_blocks[rows] = _NO_NEWS
+        return tokens, blocks
 
     def as_of(self, rows: Integers, lengths: Integers) -> AsOf:
         """The histories of these sequences, cut to these lengths."""
@@ -126,6 +151,7 @@ class SequenceTable:
         """The steps under way are given up: back to what was kept."""
         self.lengths[:] = self._kept
         self._promised[:] = 0
+        self._news_tokens[:] = self._news_blocks[:] = 0
 
     def keep(self, rows: Integers, known: Integers) -> None:
         """A step has succeeded that knew so many tokens of these sequences: they are theirs."""
@@ -145,6 +171,7 @@ class SequenceTable:
         end = min(length + len(token_ids), self.token_ids.shape[1])
         taken = token_ids[: end - length]
         self.token_ids[row, length:end] = taken
+        self._news_tokens[row] = min(self._news_tokens[row], length)
         self.lengths[row] = self._kept[row] = end
         return taken
 
@@ -166,6 +193,7 @@ class SequenceTable:
         self._kept[row] = len(history.token_ids)
         self._promised[row] = 0
         self._mapped[row] = 0
+        self._news_tokens[row] = self._news_blocks[row] = 0
         return row
 
     def _grow(self) -> None:
@@ -177,3 +205,12 @@ class SequenceTable:
         for name, array in grown.items():
             setattr(self, name, array)
         self._free.extend(range(2 * rows - 1, rows - 1, -1))
+
+
+def _spans(rows: Integers, begin: Integers, end: Integers, table: npt.NDArray[np.int32]) -> Cells:
+    """The cells begin[i] .. end[i] - 1 of each rows[i]; in most steps there are few."""
+    some = np.flatnonzero(begin < end)
+    rows, begin, counts = rows[some], begin[some], (end - begin)[some]
+    row = np.repeat(rows, counts)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - begin, counts)
+    return Cells(row, column, table[row, column])

@@ -16,7 +16,7 @@ _BLOCK = 256
 def build_step_kernel(
     known, computed, tables, rows, query_offsets,
     token_ids, positions, slots, contexts, step_tables,
-    known_stride, table_stride, step_stride, sequences, tokens,
+    known_stride, computed_stride, table_stride, step_stride, sequences, tokens,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per sequence, and one more for the tokens after the last."""
@@ -29,7 +29,7 @@ def build_step_kernel(
         end = tl.load(query_offsets + sequence + 1)
         row = tl.load(rows + sequence)
     at_row = tl.maximum(row, 0).to(tl.int64)
-    start = tl.load(computed + at_row)
+    start = tl.load(computed + at_row * computed_stride)
     for first in range(0, end - begin, BLOCK):
         index = first + lane
         inside = index < end - begin
@@ -95,7 +95,8 @@ def build_step(
         state.token_ids, state.computed, state.block_tables, rows, query_offsets,
         inputs.token_ids, inputs.positions, inputs.slot_mapping,
         inputs.context_lengths, inputs.block_tables,
-        state.token_ids.stride(0), state.block_tables.stride(0), inputs.block_tables.stride(0),
+        state.token_ids.stride(0), state.computed.stride(0), state.block_tables.stride(0),
+        inputs.block_tables.stride(0),
         sequences, len(inputs.token_ids),
         BLOCK_SIZE=block_size, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """All kinds of requests, a step ahead and in step: the same bits, also when steps fail on the way.
-The bundled model; a device with streams of its own is one whose results come late."""
+The bundled model; a device with streams of its own is one whose results come late, and that makes
+the inputs of steps itself."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ def in_step() -> Answers:
     return served(everything(), overlap="off")[0]
 
 
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> Late:
+@pytest.fixture(params=["inputs by the host", "inputs by the device"])
+def late(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Late:
     transfer = Late()
     monkeypatch.setattr("octavo.engine.executor.inline.has_streams", lambda device: True)
+    if request.param == "inputs by the device":
+        monkeypatch.setattr("octavo.engine.worker.launch.has_streams", lambda device: True)
     monkeypatch.setattr("octavo.engine.worker.launch.transfer_to", lambda device: transfer)
     return transfer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,13 +71,16 @@ class Compute:
         return hidden, hidden[batch.logits_rows] * 2
 
 
-def batch_of(contexts: list[int], queries: int = 1, *, wanted: int | None = None) -> Batch:
-    """Slices of `queries` tokens each, the last of their contexts."""
+def batch_of(
+    contexts: list[int], queries: int = 1, *, wanted: int | None = None, mixed: bool = False
+) -> Batch:
+    """Slices of `queries` tokens each, the last of their contexts. `mixed`: some are searches,
+    whose logits come after those that a token is drawn from."""
     rows = len(contexts)
     tokens = rows * queries
     generator = torch.Generator().manual_seed(tokens)
     width = -(-max(contexts) // BLOCK)
-    order = torch.randperm(tokens, generator=generator)  # samplers come first, then searches
+    order = torch.randperm(tokens, generator=generator) if mixed else torch.arange(tokens)
     return Batch(
         token_ids=torch.randint(1, 99, (tokens,), generator=generator),
         positions=torch.cat([torch.arange(c - queries, c) for c in contexts]),
@@ -87,6 +91,7 @@ def batch_of(contexts: list[int], queries: int = 1, *, wanted: int | None = None
         logits_rows=order[: tokens if wanted is None else wanted],
         query_lengths=(queries,) * rows,
         context_lengths_host=tuple(contexts),
+        all_logits=not mixed and wanted is None,
     )
 
 
@@ -173,6 +178,48 @@ def test_a_replay_gives_what_the_batch_gives(
         ]
         assert padded.query_lengths == (queries,) * len(padded.context_lengths)
     assert len(addresses) == 1  # one place for the logits of all graphs
+
+
+def test_logits_come_in_the_order_in_which_they_are_wanted() -> None:
+    forwards, _, recorder = graphed(keys_for(9, 64))
+    record_all(forwards)
+    for contexts in ([5, 9, 4, 7, 30], [3] * 7):
+        batch = batch_of(contexts, mixed=True)
+        for ours, theirs in zip(forwards(batch), Compute()(batch), strict=True):
+            assert torch.equal(ours, theirs)
+    assert recorder.replays == 2
+
+
+def test_a_batch_that_lies_where_graphs_read_it_is_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forwards, _, recorder = graphed(keys_for(9, 64))
+    record_all(forwards)
+    static = forwards._static
+    batch = batch_of([5, 9, 4])
+    inputs, every_row = static.inputs(3, 3)
+    static.fill(Key(64, 4, 1), batch)
+    lying = replace(
+        batch,
+        token_ids=inputs.token_ids,
+        positions=inputs.positions,
+        slot_mapping=inputs.slot_mapping,
+        context_lengths=inputs.context_lengths,
+        block_tables=inputs.block_tables[:, : batch.block_tables.shape[1]],
+        logits_rows=every_row,
+    )
+    with monkeypatch.context() as patch:
+        recording = forwards._graphs[Key(64, 4, 1)][0]
+        patch.setattr(recording, "replay", lambda: None)  # which copies where the results go
+        patch.setattr(Tensor, "copy_", None)
+        forwards(lying)
+    got, expected = forwards(lying), Compute()(batch)
+    assert recorder.replays == 1
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    fresh, numbers = static.inputs(100, 3)  # there is no room for so many
+    assert len(fresh.token_ids) == 100 and numbers.tolist() == list(range(100))
+    assert fresh.token_ids.data_ptr() != inputs.token_ids.data_ptr()
 
 
 def test_recording_stores_and_attends_to_nothing() -> None:

@@ -163,9 +163,9 @@ class Late(Shared):
         self.early = 0
         self.late = 0
 
-    def send(self, *arrays: Array, into: Tensor | None = None) -> list[Tensor]:
+    def send(self, *arrays: Array) -> list[Tensor]:
         self.sends += 1
-        return super().send(*arrays, into=into)
+        return super().send(*arrays)
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         kept = [tensor.numpy(force=True).copy() for tensor in tensors]
@@ -197,13 +197,16 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("threaded", [True, False])
+@pytest.mark.parametrize("device", ["a thread", "streams", "streams, and inputs made there"])
 @pytest.mark.parametrize("kinds", [KINDS[:2], KINDS], ids=["plain", "all"])
 def test_the_next_step_is_launched_before_its_tokens_are_known(
-    tmp_path: Path, late: Late, kinds: list[dict[str, Any]], threaded: bool, monkeypatch: Any
+    tmp_path: Path, late: Late, kinds: list[dict[str, Any]], device: str, monkeypatch: Any
 ) -> None:
+    threaded = device == "a thread"
     if not threaded:  # as for a device with streams of its own
         monkeypatch.setattr("octavo.engine.executor.inline.has_streams", lambda device: True)
+    if device.endswith("made there"):
+        monkeypatch.setattr("octavo.engine.worker.launch.has_streams", lambda device: True)
     requests = [
         request(
             f"r{i}",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.engine.transfer import Pinned, Shared, Transfer, beside, packed_bytes, transfer_to
+from octavo.engine.transfer import Pinned, Shared, Transfer, beside, together, transfer_to
 
 from ..fakes.streams import LateStream
 
@@ -65,24 +65,10 @@ def test_what_is_sent_arrives_and_comes_back(transfer: Transfer) -> None:
         np.testing.assert_array_equal(back, array)
 
 
-@pytest.mark.parametrize("transfer", [Shared(), pinned([])], ids=["shared", "pinned"])
-def test_it_lands_where_it_is_told_to(transfer: Transfer) -> None:
-    memory = torch.zeros(packed_bytes(ARRAYS), dtype=torch.uint8)
-    first = transfer.send(*ARRAYS, into=memory)
-    second = transfer.send(
-        *(array + 1 if array.dtype != bool else ~array for array in ARRAYS), into=memory
-    )
-    for old, new in zip(first, second, strict=True):
-        assert old.data_ptr() == new.data_ptr()
-        assert torch.equal(old, new)
-    assert first[0].tolist() == [1, 2, 3, 4, 5]
-
-
 @given(st.lists(st.integers(0, 50), max_size=6), st.sampled_from([np.int8, np.int32, np.int64]))
 def test_every_array_is_aligned(lengths: list[int], dtype: npt.DTypeLike) -> None:
     arrays = [np.full(length, i, dtype=dtype) for i, length in enumerate(lengths)]
-    memory = torch.zeros(packed_bytes(arrays), dtype=torch.uint8)
-    tensors = Shared().send(*arrays, into=memory)
+    tensors = pinned([]).send(*arrays)
     for tensor, array in zip(tensors, arrays, strict=True):
         assert tensor.storage_offset() * tensor.element_size() % 16 == 0
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -195,3 +181,27 @@ def test_what_goes_to_a_device_goes_from_page_locked_memory(
     monkeypatch.setattr(torch.Tensor, "to", to)
     beside(np.arange(3), torch.zeros(1, device="meta"))
     assert asked == ["pinned", (torch.device("meta"), {"non_blocking": True})]
+
+
+def test_several_arrays_go_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    empty = torch.empty
+
+    def to(tensor: torch.Tensor, *where: object, **how: object) -> torch.Tensor:
+        asked.append((*where, how))
+        return tensor
+
+    def unpinned(*shape: int, **how: object) -> torch.Tensor:
+        asked.append(how.pop("pin_memory"))
+        return empty(*shape, **how)  # type: ignore[call-overload,no-any-return]
+
+    rows = np.zeros(1, dtype=[("whether", np.bool_), ("number", np.int64)])
+    arrays = (*ARRAYS, np.arange(20).reshape(4, 5)[:, 1], rows["number"])
+    for like in (torch.zeros(1), torch.zeros(1, device="meta")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "to", to)
+            patch.setattr(torch, "empty", unpinned)
+            made = together(like, *arrays)
+        for tensor, array in zip(made, arrays, strict=True):
+            np.testing.assert_array_equal(tensor.numpy(), array)
+    assert asked == [True, (torch.device("meta"), {"non_blocking": True})]

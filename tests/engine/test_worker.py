@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wan
 from octavo.engine.transfer import Shared
 from octavo.engine.worker.computer import Computer
 from octavo.engine.worker.gathering import Work, gather
+from octavo.engine.worker.inputs import FromHost, Inputs
 from octavo.engine.worker.launch import launch
+from octavo.engine.worker.padding import StaticBatch
+from octavo.engine.worker.resident import Resident
 from octavo.engine.worker.runner import Runner
 from octavo.engine.worker.sequences import SequenceTable
+from octavo.kernels.reference import step as reference
 
 from .tiny import tiny_config
 
@@ -33,18 +38,32 @@ def history(tokens: list[int], params: SamplingParams = GREEDY, prompt: int = 0)
     )
 
 
-def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ()) -> Work:
+def lay_out(
+    table: SequenceTable,
+    *slices: Slice,
+    retired: tuple[int, ...] = (),
+    inputs: Inputs | None = None,
+) -> Work:
     table.forget(retired)
-    work = gather(slices, table, BLOCK, Shared())
+    work = gather(slices, table, inputs or FromHost(table, BLOCK, Shared()))
     table.check()
     return work
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_the_batch_is_what_the_plan_says(data: st.DataObject) -> None:
+def resident(table: SequenceTable, *, room: int = 20) -> Resident:
+    """Inputs as a device makes them; larger steps than of `room` tokens have no place there."""
+    static = StaticBatch(
+        rows=4, queries=1, longest=60, block_size=BLOCK, device=torch.device("cpu"), room=room
+    )
+    return Resident(table, BLOCK, Shared(), reference.build_step, static)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.booleans())
+def test_the_batch_is_what_the_plan_says(data: st.DataObject, on_device: bool) -> None:
     """Against plain lists: random mixtures of chunks and decodes, over several steps."""
     table = SequenceTable(rows=2, longest=60, block_size=BLOCK)  # grows on the way
+    inputs = resident(table) if on_device else FromHost(table, BLOCK, Shared())
     tokens: dict[int, list[int]] = {}
     blocks: dict[int, list[int]] = {}
     computed: dict[int, int] = {}
@@ -77,10 +96,95 @@ def test_the_batch_is_what_the_plan_says(data: st.DataObject) -> None:
                     history=history(tokens[sequence]) if first else None,
                 )
             )
-        work = lay_out(table, *slices)
+        work = lay_out(table, *slices, inputs=inputs)
         table.keep(work.rows, work.known)
-        check_batch(work.batch, slices, tokens, blocks)
+        check_batch(work.sent.batch(), slices, tokens, blocks)
         assert [slices[i].wants & Wants.TOKEN for i in work.sampling] == [1] * len(work.sampling)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_a_device_makes_what_the_host_would(seed: int) -> None:
+    """A life of sequences that come, run a step ahead, are given tokens and blocks, leave, and are
+    met again, with steps that are given up: each batch is the host's."""
+    draw = random.Random(seed)
+    table = SequenceTable(rows=1, longest=60, block_size=BLOCK)
+    device, host = resident(table), FromHost(table, BLOCK, Shared())
+    computed: dict[int, int] = {}  # by sequence
+    ahead: tuple[Work, torch.Tensor] | None = None
+    names = iter(range(1000))
+    blocks = iter(range(100_000))
+
+    def land() -> None:
+        assert ahead is not None
+        work, sampled = ahead
+        table.keep(work.rows, work.known)
+        at = work.sampling
+        table.append(work.rows[at], sampled.numpy())
+
+    for _ in range(40):
+        if ahead is not None and draw.random() < 0.15:  # its step has failed
+            table.rewind()
+            for part in ahead[0].slices:
+                computed[part.sequence] = part.start
+            ahead = None
+        for sequence in [s for s in computed if draw.random() < 0.1]:
+            if ahead is None or sequence not in {part.sequence for part in ahead[0].slices}:
+                table.forget((sequence,))
+                del computed[sequence]
+        slices = []
+        for sequence in [s for s in computed if draw.random() < 0.8]:
+            row = table._row_of[sequence]
+            length = int(table.lengths[row])
+            start = computed[sequence]
+            if start < length < 58:
+                count = draw.randint(1, length - start)
+                first = -(-start // BLOCK)
+                more = max(0, -(-(start + count) // BLOCK) - first)
+                fresh = tuple(next(blocks) for _ in range(more))
+                wants = Wants.TOKEN if start + count == length else Wants.NOTHING
+                slices.append(Slice(sequence, start, count, wants, first_block=first, blocks=fresh))
+        if len(computed) < 6:
+            name, length = next(names), draw.randint(1, 25)
+            count = draw.randint(1, length)
+            start = draw.randint(0, length - count) // BLOCK * BLOCK
+            fresh = tuple(next(blocks) for _ in range(-(-(start + count) // BLOCK)))
+            wants = Wants.TOKEN if start + count == length else Wants.NOTHING
+            tokens = [draw.randrange(1000) for _ in range(length)]
+            slices.append(Slice(name, start, count, wants, blocks=fresh, history=history(tokens)))
+        if not slices:
+            continue
+        if ahead is None and draw.random() < 0.2:  # what is sent of it never arrives
+            gather(slices, table, device)
+            table.rewind()
+        work = gather(slices, table, device)
+        twin = gather([part._replace(history=None) for part in slices], table, host)
+        ours, theirs = work.sent.batch(), twin.sent.batch()
+        for name_ in ("token_ids", "positions", "query_offsets", "context_lengths"):
+            assert torch.equal(getattr(ours, name_), getattr(theirs, name_)), name_
+        assert torch.equal(ours.slot_mapping, theirs.slot_mapping)
+        assert torch.equal(ours.logits_rows, theirs.logits_rows)
+        assert ours.block_tables.shape == theirs.block_tables.shape
+        for i, context in enumerate(work.contexts.tolist()):
+            used = -(-context // BLOCK)
+            assert torch.equal(ours.block_tables[i, :used], theirs.block_tables[i, :used])
+        for part in slices:
+            computed[part.sequence] = part.start + part.count
+        sampled = torch.tensor([draw.randrange(1000) for _ in work.sampling], dtype=torch.int64)
+        device.remember(work.sent.targets, sampled)
+        host.remember(twin.sent.targets, sampled)
+        table.promise(work.rows[work.sampling])
+        if ahead is not None:
+            land()
+        ahead = work, sampled
+        if draw.random() < 0.3:
+            land()
+            ahead = None
+            alive = list(computed)
+            if alive and draw.random() < 0.5:  # a grammar forces what follows
+                sequence = draw.choice(alive)
+                table.extend(table._row_of[sequence], (7, 8))
+        table.check()
 
 
 def check_batch(
@@ -124,7 +228,7 @@ def test_what_lacks_its_past_is_left_out_alone() -> None:
         ),  # blocks
     )
     assert work.slices == (whole,)
-    assert work.batch.token_ids.tolist() == [1, 2]
+    assert work.sent.batch().token_ids.tolist() == [1, 2]
     assert set(work.failed) == {7, 2, 3}
 
 

@@ -100,7 +100,8 @@ def _step() -> Iterator[Variant]:
     narrow = ("known", "computed", "tables", "rows", "query_offsets", "contexts", "step_tables")
     types = dict.fromkeys((*narrow, "parents", "accepted", "path"), "*i32")
     types |= dict.fromkeys(("token_ids", "positions", "slots", "drawn", "last"), "*i64")
-    integers = ("known_stride", "table_stride", "step_stride", "sequences", "tokens")
+    strides = ("known_stride", "computed_stride", "table_stride", "step_stride")
+    integers = (*strides, "sequences", "tokens")
     types |= dict.fromkeys(integers, "i32")
     yield "build_step", step.build_step_kernel, types, {"BLOCK_SIZE": 16, "BLOCK": 256}, 4
     for tree in (False, True):

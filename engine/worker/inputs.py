@@ -1,0 +1,128 @@
+"""`Inputs`: from what the host knows of a step's slices to the tensors of its `Batch`.
+
+Two ways, chosen by the device. `FromHost` makes them by numpy, where the device computes in the
+host's memory and nothing need be copied. `resident.Resident` has the device make them from what it
+keeps of every sequence, so that a step sends it nothing but what has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ..batch import Batch
+from ..transfer import Transfer
+from .sequences import Integers, SequenceTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A step's slices, one after the other."""
+
+    rows: Integers  # [slices] rows of the sequence table
+    counts: Integers  # [slices] tokens of each
+    contexts: Integers  # [slices] computed tokens and this step's
+    known: Integers  # [slices] tokens of the sequence that the host knows
+    ends: Integers  # [slices] tokens up to its last one
+    logits_rows: Integers  # tokens that want logits: of slices in `sampling` first
+    sampling: Integers  # indexes of slices that want a token
+
+    @property
+    def tokens(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether `logits_rows` are all tokens, in their order."""
+        return len(self.sampling) == self.tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a step needs, on its way to the device."""
+
+    batch: Callable[[], Batch]  # to be called on the stream, when the step before has been given
+    targets: Tensor  # int64 [sampling]: for `Inputs.remember`
+
+
+class Inputs(Protocol):
+    """Makes the tensors of steps. Tokens that only the device knows are found there."""
+
+    def send(self, layout: Layout) -> Sent:
+        """When a step is launched: one copy, which nobody waits for."""
+
+    def remember(self, targets: Tensor, token_ids: Tensor) -> None:
+        """On the stream: what was sampled for the slices of these `Sent.targets`, for the steps to
+        come."""
+
+
+class FromHost:
+    """See `Inputs`: all of it made by the host, but for the tokens that it does not know."""
+
+    def __init__(self, table: SequenceTable, block_size: int, transfer: Transfer) -> None:
+        self._table = table
+        self._block_size = block_size
+        self._transfer = transfer
+        self._last: Tensor | None = None  # on the device: the last token sampled, by row
+
+    def send(self, layout: Layout) -> Sent:
+        table, contexts, ends = self._table, layout.contexts, layout.ends
+        tokens = layout.tokens
+
+        def spread(values: Integers) -> Integers:
+            """From slices to their tokens; each has one in most steps."""
+            return values if tokens == len(layout.rows) else np.repeat(values, layout.counts)
+
+        row_of_token = spread(layout.rows)  # [tokens]
+        positions = np.arange(tokens) + spread(contexts - ends)
+        awaited = np.flatnonzero(positions >= spread(layout.known))
+        block, offset = np.divmod(positions, self._block_size)
+        blocks = table.block_tables[row_of_token, block].astype(np.int64)
+        width = -(-int(contexts.max(initial=0)) // self._block_size)
+        tensors = self._transfer.send(
+            table.token_ids[row_of_token, positions].astype(np.int64),
+            positions,
+            np.concatenate(([0], ends)).astype(np.int32),
+            contexts.astype(np.int32),
+            table.block_tables[layout.rows, :width],
+            blocks * self._block_size + offset,
+            layout.logits_rows,
+            awaited,
+            row_of_token[awaited],
+            layout.rows[layout.sampling],
+        )
+        batch = Batch(
+            token_ids=tensors[0],
+            positions=tensors[1],
+            query_offsets=tensors[2],
+            context_lengths=tensors[3],
+            block_tables=tensors[4],
+            slot_mapping=tensors[5],
+            logits_rows=tensors[6],
+            query_lengths=tuple(layout.counts.tolist()),
+            context_lengths_host=tuple(contexts.tolist()),
+            all_logits=layout.all_logits,
+        )
+        return Sent(batch=partial(self._complete, batch, *tensors[7:9]), targets=tensors[9])
+
+    def remember(self, targets: Tensor, token_ids: Tensor) -> None:
+        rows = len(self._table.lengths)
+        if self._last is None:
+            self._last = token_ids.new_zeros(rows)
+        elif len(self._last) < rows:
+            grown = token_ids.new_zeros(rows)
+            grown[: len(self._last)] = self._last
+            self._last = grown
+        self._last[targets] = token_ids
+
+    def _complete(self, batch: Batch, awaited: Tensor, rows: Tensor) -> Batch:
+        """Fill in the tokens that only the device knows: the last ones of these rows."""
+        if len(awaited):
+            assert self._last is not None, "a step was to yield these tokens"
+            batch.token_ids[awaited] = self._last[rows]
+        return batch
