@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -42,7 +41,6 @@ from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
-from .cores import Cores, cpu_seconds_of
 from .graphs import Eager, Forwards, GpuRecorder, Graphed
 from .inputs import FromHost, Inputs
 from .ledger import allocated
@@ -93,12 +91,7 @@ def launch(
     progress("preparing kernels", 0, 0)
     ops = _ops(config, device, providers)
     threads = config.threads or available_cores()
-    cores = Cores(
-        least=config.threads or max(1, threads - 1),
-        most=threads,
-        front_end=cpu_seconds_of(os.getppid()),
-        set_threads=partial(ops.set_threads, pin=config.pin_threads),
-    )
+    ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
         config.model,
         dtype=dtype,
@@ -203,7 +196,7 @@ def launch(
         itl_target_seconds=inter_token_target(device),
         overlap=int(overlaps(config.overlap, device)),
     )
-    return Runner(kv, computer, stream, forwards, before_step=cores.look), capacity
+    return Runner(kv, computer, stream, forwards), capacity
 
 
 def _ops(

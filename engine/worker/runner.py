@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -81,12 +81,8 @@ class Runner:
         computer: Computes,
         stream: Stream | None = None,
         forwards: Forwards | None = None,
-        *,
-        before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`forwards`: what the computer computes with, where it may get faster. `before_step`: done
-        on the stream, where nothing is being computed then."""
-        self._before_step = before_step
+        """`forwards`: what the computer computes with, where it may get faster."""
         self._kv = kv
         self.computer = computer
         self._stream = stream or AtOnce()
@@ -116,7 +112,6 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> None:
         """Give the device a step, or as soon as the one before has landed."""
-        self._stream.run(self._before_step)
         before = self._flights[-1] if self._flights else None
         flight = _Flight(plan, time.perf_counter())
         self._flights.append(flight)

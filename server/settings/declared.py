@@ -245,8 +245,7 @@ class Settings:
         kinds.optional(kinds.integer(1), "auto"),
         _ENGINE.threads,
         "Compute",
-        "Threads that compute. `auto`: as many as the container may use cores, one less while the "
-        "front end is busy.",
+        "Threads that compute. `auto`: as many as the container may use cores.",
     )
     pin_threads: bool = setting(
         kinds.switch(),

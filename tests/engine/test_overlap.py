@@ -5,7 +5,6 @@ Order is asserted by events, never by time: the device here completes a step whe
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from octavo.engine.step import Moves, StepOutput, StepPlan
 from octavo.engine.transfer import Array, Shared
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.runner import Runner
-from octavo.engine.worker.stream import OwnThread
 
 from ..fakes.executor import FakeExecutor, PagingFault
 from .loop import Loop, request
@@ -244,25 +242,6 @@ def runner_of(tmp_path: Path, **settings: object) -> Runner:
 
 def plan(number: int, *slices: Any, **more: Any) -> StepPlan:
     return StepPlan(number=number, slices=slices, **more)
-
-
-def test_threads_change_between_steps_where_the_computing_is_done(tmp_path: Path) -> None:
-    """Never while a kernel runs on them."""
-    stream = OwnThread()
-    whole = stream.run(lambda: launch(tiny_config(tmp_path), lambda *_: None, stream)[0])()
-    seen: list[str] = []
-    runner = Runner(
-        whole._kv,
-        whole.computer,
-        stream,
-        before_step=lambda: seen.append(threading.current_thread().name),
-    )
-    runner.launch(plan(0, start(0, [5, 6, 7])))
-    runner.launch(plan(1, decode(0, 3)))
-    for _ in range(2):
-        assert runner.land().results[0].token_ids
-    stream.close()
-    assert len(seen) == 2 and set(seen) == {"octavo-compute_0"}
 
 
 def test_an_unknown_token_is_read_on_the_device_alone(tmp_path: Path) -> None:
