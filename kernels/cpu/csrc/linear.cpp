@@ -5,8 +5,8 @@
 // two of bfloat16. Thus a panel is one stream of memory, and each lane owns one output and runs
 // over its inputs alone, from the first to the last, one after the other: its sum is taken in one
 // order, however many rows there are, and however rows and outputs are cut into tiles or given to
-// threads. Between blocks of inputs, which keep what is read again and again in the first-level
-// cache, sums wait in memory as the floats they are.
+// threads. Between blocks of inputs, which keep what is read again and again in the cache, sums wait
+// in memory as the floats they are.
 
 #include <algorithm>
 
@@ -18,9 +18,9 @@
 namespace octavo {
 namespace {
 
-// Of a panel, with few tiles of rows, which read it faster than memory gives it: 24 KiB, that the
-// first-level cache fetches ahead. With many: 96 KiB, and half as many visits to sums in memory.
-constexpr int64_t kBlockSteps = 96, kLargeBlockSteps = 384;
+// Of a panel: 96 KiB, which stay in the second-level cache while tile after tile of rows is multiplied
+// with them, and from which they come as fast as they are needed.
+constexpr int64_t kBlockSteps = 384;
 constexpr int64_t kBlockRows = 192;  // rows of x in a task
 
 // How a step is multiplied: `X` is what rows of x are stored as for that, `kRows` and `kUnits` the
@@ -97,42 +97,47 @@ struct Pairs {
 
 #endif
 
-// A part of a panel, and the rows to multiply it with. `sums` has kPanel floats for each row.
-template <typename X>
+// A part of a panel, and the rows to multiply it with.
+template <typename Step, typename T, typename Out>
 struct Tile {
   const char* weights;
   int64_t stride;  // bytes from step to step
   int64_t steps;
-  const X* x;
+  const typename Step::X* x;
   int64_t row_size;
-  float* sums;
-  int64_t ahead;  // bytes from a step's weights to what is fetched meanwhile
+  float* sums;  // kPanel for each row
+  bool first, last;  // whether nothing waits in sums; whether nothing is added after this
+  Target<T, Out> target;
+  Fetch fetch;
 };
 
-// `Lines`: how many cache lines of each step are fetched ahead.
-template <typename Step, int Rows, int Units, int Lines>
-void add_tile(Tile<typename Step::X> tile) {
+template <int Rows, int Units, int Lines, typename Step, typename T, typename Out>
+void add_tile(const Tile<Step, T, Out>& tile) {
   Lanes sum[Rows][Units];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int u = 0; u < Units; ++u) sum[r][u] = load(tile.sums + r * kPanel + u * kUnit);
+    for (int u = 0; u < Units; ++u) {
+      sum[r][u] = tile.first ? zero() : load(tile.sums + r * kPanel + u * kUnit);
+    }
   }
   const char* w = tile.weights;
   const typename Step::X* x = tile.x;
-  for (int64_t s = 0; s < tile.steps; ++s, w += tile.stride, x += Step::kInputs) {
+  const int64_t stride = tile.stride, row_size = tile.row_size;
+  Fetch fetch = tile.fetch;
+  for (int64_t s = 0; s < tile.steps; ++s, w += stride, x += Step::kInputs) {
     typename Step::Weights weights[Units];
 #pragma GCC unroll 8
     for (int u = 0; u < Units; ++u) weights[u] = Step::weights(w + u * kUnitBytes);
-#pragma GCC unroll 8
-    for (int i = 0; i < Lines; ++i) _mm_prefetch(w + tile.ahead + i * kUnitBytes, _MM_HINT_T0);
+    fetch.template lines<Lines>();
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      auto row = Step::row(x + r * tile.row_size);
+      auto row = Step::row(x + r * row_size);
 #pragma GCC unroll 8
       for (int u = 0; u < Units; ++u) sum[r][u] = Step::add(sum[r][u], weights[u], row);
     }
   }
+  if (tile.last) return finish<Rows, Units>(sum, tile.target);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -140,61 +145,59 @@ void add_tile(Tile<typename Step::X> tile) {
   }
 }
 
-template <typename Step, int Units, int Lines>
-void add_rows(const Tile<typename Step::X>& tile, int rows) {
+template <int Units, int Lines, typename Step, typename T, typename Out>
+void add_rows(const Tile<Step, T, Out>& tile, int rows) {
   switch (rows) {
-    case 1: return add_tile<Step, 1, Units, Lines>(tile);
-    case 2: return add_tile<Step, 2, Units, Lines>(tile);
-    case 3: return add_tile<Step, 3, Units, Lines>(tile);
-    case 4: return add_tile<Step, 4, Units, Lines>(tile);
-    case 5: return add_tile<Step, 5, Units, Lines>(tile);
-    case 6: return add_tile<Step, 6, Units, Lines>(tile);
+    case 1: return add_tile<1, Units, Lines>(tile);
+    case 2: return add_tile<2, Units, Lines>(tile);
+    case 3: return add_tile<3, Units, Lines>(tile);
+    case 4: return add_tile<4, Units, Lines>(tile);
+    case 5: return add_tile<5, Units, Lines>(tile);
+    case 6: return add_tile<6, Units, Lines>(tile);
   }
 }
 
-// The only tile of rows fetches what it will need itself. Of more, each fetches a share of the next
-// block, for all of them.
-template <typename Step>
-void add_units(Tile<typename Step::X> tile, int rows, int units, int64_t number, int64_t tiles) {
-  tile.ahead = kReadAhead;
+// `number` of `tiles` that are multiplied with the same weights.
+template <typename Step, typename T, typename Out>
+void add_units(Tile<Step, T, Out> tile, int rows, int units, int64_t number, int64_t tiles) {
   if (rows == 1) {  // fits the registers with all units, whatever kUnits is
-    tile.ahead = kReadAhead / 2;  // as fast as memory gives it: measured best nearer by
+    // As fast as memory gives it: measured best nearer by.
+    tile.fetch = {tile.weights + kReadAhead / 2, tile.stride};
     switch (units) {
-      case 1: return add_tile<Step, 1, 1, 1>(tile);
-      case 2: return add_tile<Step, 1, 2, 2>(tile);
-      case 3: return add_tile<Step, 1, 3, 3>(tile);
-      case 4: return add_tile<Step, 1, 4, 4>(tile);
+      case 1: return add_tile<1, 1, 1>(tile);
+      case 2: return add_tile<1, 2, 2>(tile);
+      case 3: return add_tile<1, 3, 3>(tile);
+      case 4: return add_tile<1, 4, 4>(tile);
     }
   }
-  if (units == 1) return add_rows<Step, 1, 1>(tile, rows);
+  tile.fetch = {tile.weights + kReadAhead, tile.stride};
+  if (units == 1) return add_rows<1, 1>(tile, rows);
   if constexpr (Step::kUnits > 1) {
-    if (units == 2) return add_rows<Step, 2, 2>(tile, rows);
-    if (units == 3) return add_rows<Step, 3, 3>(tile, rows);
-    if (tiles == 1) return add_rows<Step, 4, 4>(tile, rows);
-    tile.ahead = tile.steps * tile.stride;
-    if (tiles < kFewTiles) {
-      tile.ahead += number % 2 * 2 * kUnitBytes;
-      return add_rows<Step, 4, 2>(tile, rows);
-    }
-    tile.ahead += number % 4 * kUnitBytes;
-    add_rows<Step, 4, 1>(tile, rows);
+    if (units == 2) return add_rows<2, 2>(tile, rows);
+    if (units == 3) return add_rows<3, 3>(tile, rows);
+    if (number == 0) return add_rows<4, 4>(tile, rows);
+    const int64_t size = tile.steps * tile.stride;
+    tile.fetch = Fetch::share(tile.weights + size, size, tile.steps, number - 1, tiles - 1);
+    if (tiles >= kManyTiles) return add_rows<4, 1>(tile, rows);
+    add_rows<4, 4>(tile, rows);
   }
 }
 
 // Cuts rows x units into tiles that fit the registers.
-template <typename Step>
-void add_block(const Tile<typename Step::X>& block, int64_t rows, int units) {
+template <typename Step, typename T, typename Out>
+void add_block(const Tile<Step, T, Out>& block, int64_t rows, int units) {
   const int64_t tiles = ceil_div(rows, Step::kRows);
   const int side = rows == 1 ? units : Step::kUnits;
   for (int u = 0; u < units; u += side) {
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = rows * t / tiles;
       const int count = static_cast<int>(rows * (t + 1) / tiles - first);
-      Tile<typename Step::X> tile = block;
+      Tile<Step, T, Out> tile = block;
       tile.weights += u * kUnitBytes;
       tile.x += first * block.row_size;
       tile.sums += first * kPanel + u * kUnit;
-      add_units<Step>(tile, count, std::min(side, units - u), t, tiles);
+      tile.target = block.target.from(first, u * kUnit);
+      add_units(tile, count, std::min(side, units - u), t, tiles);
     }
   }
 }
@@ -254,18 +257,15 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
     const char* weights = packed + panel * kPanelUnits * kUnitBytes * steps +
                           first_unit % kPanelUnits * kUnitBytes;
     alignas(64) float sums[kBlockRows * kPanel];
-    for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
-    const int64_t tiles = ceil_div(count, Step::kRows);
-    const int64_t most = tiles == 1 ? steps : tiles < kFewTiles ? kBlockSteps : kLargeBlockSteps;
-    for (int64_t step = 0; step < steps; step += most) {
-      add_block<Step>({weights + step * stride, stride, least(most, steps - step),
-                       prepared.row(first_row) + step * Step::kInputs, prepared.row_size(), sums, 0},
-                      count, width);
-    }
-    const int64_t first = first_unit * kUnit;
-    for (int64_t row = 0; row < count; ++row) {
-      finish(sums + row * kPanel, bias, out + (first_row + row) * outputs, first,
-             least(width * kUnit, outputs - first));
+    const int64_t passes = count <= Step::kRows ? 1 : ceil_div(steps, kBlockSteps);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t step = steps * pass / passes, end = steps * (pass + 1) / passes;
+      const Target<T, Out> target{bias, out, outputs, outputs};
+      add_block<Step, T, Out>(
+          {weights + step * stride, stride, end - step,
+           prepared.row(first_row) + step * Step::kInputs, prepared.row_size(), sums, pass == 0,
+           pass == passes - 1, target.from(first_row, first_unit * kUnit), {}},
+          count, width);
     }
   });
 }

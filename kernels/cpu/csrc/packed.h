@@ -13,10 +13,6 @@ constexpr int kPanelUnits = 4;                 // units of a panel
 constexpr int kPanel = kPanelUnits * kUnit;    // outputs of a panel
 constexpr int64_t kUnitBytes = 64;             // of a unit in one step
 
-// How weights are fetched: bytes ahead of a lone tile of rows, which meets them first; and the tiles
-// from which on one line of each step from each tile is enough to fetch the next block.
-constexpr int64_t kReadAhead = 4096, kFewTiles = 4;
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -54,17 +50,54 @@ inline void convert(const bf16* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
-// What is done with the sums of `count` outputs from `first` on: `out` is a row's first element.
+// How weights are fetched. The first tile of rows meets them first: it fetches what it will need
+// itself, `kReadAhead` bytes later. Each other one fetches a share of what all will need next.
+constexpr int64_t kReadAhead = 4096;
+// From how many tiles on a line in each step of each of them is enough.
+constexpr int64_t kManyTiles = kPanelUnits + 1;
+
+struct Fetch {
+  const char* next;
+  int64_t pace;  // bytes from step to step
+
+  // Share `number` of `shares` of `size` bytes from `first` on, in so many steps.
+  static Fetch share(const char* first, int64_t size, int64_t steps, int64_t number,
+                     int64_t shares) {
+    return {first + size / shares * number, ceil_div(size, shares * steps)};
+  }
+  template <int Lines>
+  void lines() {
+#pragma GCC unroll 8
+    for (int i = 0; i < Lines; ++i) _mm_prefetch(next + i * 64, _MM_HINT_T0);
+    next += pace;
+  }
+};
+
+// Where the sums of a tile go in the end: its first row and output, of `count` up to the last.
 template <typename T, typename Out>
-inline void finish(const float* sums, const T* bias, Out* out, int64_t first, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    Lanes sum = load(sums + i);
-    int lanes = static_cast<int>(least(kLanes, count - i));
-    if (bias != nullptr) sum += load(bias + first + i, lanes);
-    if (lanes == kLanes) {
-      store(out + first + i, sum);
-    } else {
-      store(out + first + i, sum, lanes);
+struct Target {
+  const T* bias;  // or nullptr
+  Out* out;
+  int64_t stride;  // from row to row
+  int64_t count;
+
+  Target from(int64_t row, int64_t output) const {
+    return {bias == nullptr ? nullptr : bias + output, out + row * stride + output, stride,
+            count - output};
+  }
+};
+
+template <int Rows, int Units, typename T, typename Out>
+inline void finish(const Lanes (&sum)[Rows][Units], const Target<T, Out>& target) {
+#pragma GCC unroll 8
+  for (int u = 0; u < Units; ++u) {
+    const int left = static_cast<int>(least(kLanes, target.count - u * kUnit));
+    const bool biased = target.bias != nullptr;
+    const Lanes bias = biased ? load_some(target.bias + u * kUnit, left) : zero();
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      store_some(target.out + r * target.stride + u * kUnit, biased ? sum[r][u] + bias : sum[r][u],
+                 left);
     }
   }
 }

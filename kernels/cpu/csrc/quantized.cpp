@@ -6,10 +6,11 @@
 // depends on tiles, threads or company.
 //
 // A panel is as in linear.cpp, cut into groups: of each first the scales of its outputs (bfloat16),
-// then its steps, of which the last group may have fewer. A step has 64 bytes for each unit of 16 outputs: 4 inputs each of 8 bits, or 8 of
-// 4 bits, the first 4 in the lower halves. Weights are stored as unsigned numbers, `zero` above
+// then its steps, of which the last group may have fewer. A step has 64 bytes for each unit of 16
+// outputs: 4 inputs each of 8 bits, or 8 of 4 bits, the first 4 in the lower halves. Weights are stored as unsigned numbers, `zero` above
 // their value, because that is how VNNI multiplies; the excess is taken off as zero * sum of x.
 
+#include "buffer.h"
 #include "packed.h"
 #include "pool.h"
 #include "replay.h"
@@ -19,21 +20,22 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kBlockRows = 96;
+constexpr int64_t kNumbersPerTask = 8192;  // brought to 8 bits: less is done before a thread is awake
 constexpr float kNothing = 1e-30f;
 
-// `kBlockGroups` of a panel stay in the first-level cache while tile after tile of rows is multiplied
-// with them.
+// `kBlockGroups` of a panel, some 96 KiB, stay in the second-level cache while tile after tile of rows
+// is multiplied with them.
 template <int Bits>
 struct Format;
 
 template <>
 struct Format<8> {
-  static constexpr int kGroup = 128, kZero = 128, kStepInputs = 4, kBlockGroups = 3;
+  static constexpr int kGroup = 128, kZero = 128, kStepInputs = 4, kBlockGroups = 12;
 };
 
 template <>
 struct Format<4> {
-  static constexpr int kGroup = 32, kZero = 8, kStepInputs = 8, kBlockGroups = 12;
+  static constexpr int kGroup = 32, kZero = 8, kStepInputs = 8, kBlockGroups = 96;
 };
 
 constexpr int64_t kScaleBytes = kUnit * sizeof(bf16);  // of a unit in a group
@@ -118,18 +120,16 @@ inline Ints dot(Ints sum, Bytes u, Bytes s) {
 
 #endif
 
-// Whole numbers of at most 127; false, and whatever comes, if one is none.
-inline bool store_bytes(int8_t* p, Lanes x) {
+// Whole numbers of at most 127; anything for one that is none.
+inline void store_bytes(int8_t* p, Lanes x) {
 #ifdef __AVX512F__
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
-  return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q) == 0;
 #else
   const __m256i sixteen = _mm256_permute4x64_epi64(
       _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)), 0xd8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(sixteen),
                                    _mm256_extracti128_si256(sixteen, 1)));
-  return _mm256_movemask_ps(_mm256_cmp_ps(x.low, x.high, _CMP_UNORD_Q)) == 0;
 #endif
 }
 
@@ -154,25 +154,26 @@ struct Rows {
 };
 
 // A part of a panel, and the rows to multiply it with.
-template <int Bits>
+template <int Bits, typename T, typename Out>
 struct Tile {
   const char* panel;
   int64_t width;  // units of the panel
   int64_t unit;   // the first one to multiply with
   int64_t first_group, end_group;
   Rows<Bits> x;
-  float* sums;    // kPanel for each row
-  int64_t ahead;  // bytes from a step's weights to what is fetched meanwhile
+  float* sums;  // kPanel for each row
+  Target<T, Out> target;
+  Fetch fetch;
 };
 
-// `Lines`: how many cache lines of each step are fetched ahead.
-template <int Bits, int RowCount, int Units, int Lines>
-void add_tile(const Tile<Bits>& tile) {
+template <int RowCount, int Units, int Lines, int Bits, typename T, typename Out>
+void add_tile(const Tile<Bits, T, Out>& tile) {
   const Rows<Bits>& x = tile.x;
   const int64_t row_size = x.cut.row_size(), groups = x.cut.groups;
   const int64_t step_bytes = tile.width * kUnitBytes;
   const char* group = tile.panel + tile.width * x.cut.bytes_to(tile.first_group);
   const int8_t* values = x.values + tile.first_group * Format<Bits>::kGroup;
+  Fetch fetch = tile.fetch;
   for (int64_t g = tile.first_group; g < tile.end_group; ++g) {
     const bf16* scales = reinterpret_cast<const bf16*>(group) + tile.unit * kUnit;
     const char* w = group + tile.width * kScaleBytes + tile.unit * kUnitBytes;
@@ -188,8 +189,7 @@ void add_tile(const Tile<Bits>& tile) {
       Bytes weights[Units];
 #pragma GCC unroll 8
       for (int u = 0; u < Units; ++u) weights[u] = bytes(w + u * kUnitBytes);
-#pragma GCC unroll 8
-      for (int i = 0; i < Lines; ++i) _mm_prefetch(w + tile.ahead + i * kUnitBytes, _MM_HINT_T0);
+      fetch.template lines<Lines>();
 #pragma GCC unroll 8
       for (int r = 0; r < RowCount; ++r) {
         const Bytes first = broadcast(values + r * row_size);
@@ -215,67 +215,76 @@ void add_tile(const Tile<Bits>& tile) {
       for (int r = 0; r < RowCount; ++r) {
         float* total = tile.sums + r * kPanel + u * kUnit;
         const Lanes both = scale * all(x.scales[r * groups + g]);
-        store(total, fma(floats(sum[r][u]), both, load(total)));
+        store(total, fma(floats(sum[r][u]), both, g == 0 ? zero() : load(total)));
       }
     }
     asm volatile("" ::: "memory");
   }
+  if (tile.end_group < groups) return;
+  Lanes total[RowCount][Units];
+#pragma GCC unroll 8
+  for (int r = 0; r < RowCount; ++r) {
+#pragma GCC unroll 8
+    for (int u = 0; u < Units; ++u) total[r][u] = load(tile.sums + r * kPanel + u * kUnit);
+  }
+  finish<RowCount, Units>(total, tile.target);
 }
 
-template <int Bits, int Units, int Lines>
-void add_rows(const Tile<Bits>& tile, int rows) {
+template <int Units, int Lines, int Bits, typename T, typename Out>
+void add_rows(const Tile<Bits, T, Out>& tile, int rows) {
   switch (rows) {
-    case 1: return add_tile<Bits, 1, Units, Lines>(tile);
-    case 2: return add_tile<Bits, 2, Units, Lines>(tile);
-    case 3: return add_tile<Bits, 3, Units, Lines>(tile);
-    case 4: return add_tile<Bits, 4, Units, Lines>(tile);
-    case 5: return add_tile<Bits, 5, Units, Lines>(tile);
-    case 6: return add_tile<Bits, 6, Units, Lines>(tile);
+    case 1: return add_tile<1, Units, Lines>(tile);
+    case 2: return add_tile<2, Units, Lines>(tile);
+    case 3: return add_tile<3, Units, Lines>(tile);
+    case 4: return add_tile<4, Units, Lines>(tile);
+    case 5: return add_tile<5, Units, Lines>(tile);
+    case 6: return add_tile<6, Units, Lines>(tile);
   }
 }
 
-// The only tile of rows fetches what it will need itself. Of more, each fetches a share of the next
-// block, for all of them.
-template <int Bits>
-void add_units(Tile<Bits> tile, int rows, int units, int64_t number, int64_t tiles) {
-  tile.ahead = kReadAhead;
-  if constexpr (kUnits == 1) return add_rows<Bits, 1, 1>(tile, rows);
-  if (units < kUnits) {
-    if (units == 1) return add_rows<Bits, 1, 1>(tile, rows);
-    if (units == 2) return add_rows<Bits, 2, 2>(tile, rows);
-    return add_rows<Bits, 3, 3>(tile, rows);
-  }
-  if (tiles == 1) return add_rows<Bits, 4, 4>(tile, rows);
+// `number` of `tiles` that are multiplied with the same weights.
+template <int Bits, typename T, typename Out>
+void add_units(Tile<Bits, T, Out> tile, int rows, int units, int64_t number, int64_t tiles) {
   const Cut<Bits>& cut = tile.x.cut;
-  tile.ahead = tile.width * (cut.bytes_to(tile.end_group) - cut.bytes_to(tile.first_group));
-  if (tiles < kFewTiles) {
-    tile.ahead += number % 2 * 2 * kUnitBytes;
-    return add_rows<Bits, 4, 2>(tile, rows);
+  const int64_t before = tile.width * cut.bytes_to(tile.first_group);
+  tile.fetch = {tile.panel + before + tile.unit * kUnitBytes + kReadAhead, tile.width * kUnitBytes};
+  if constexpr (kUnits == 1) return add_rows<1, 1>(tile, rows);
+  if (units < kUnits) {
+    if (units == 1) return add_rows<1, 1>(tile, rows);
+    if (units == 2) return add_rows<2, 2>(tile, rows);
+    return add_rows<3, 3>(tile, rows);
   }
-  tile.ahead += number % 4 * kUnitBytes;
-  add_rows<Bits, 4, 1>(tile, rows);
+  if (number == 0) return add_rows<4, 4>(tile, rows);
+  const int64_t end = tile.width * cut.bytes_to(tile.end_group);
+  const int64_t steps = least(tile.end_group * cut.kSteps, cut.steps) - tile.first_group * cut.kSteps;
+  tile.fetch = Fetch::share(tile.panel + end, end - before, steps, number - 1, tiles - 1);
+  if (tiles >= kManyTiles) return add_rows<4, 1>(tile, rows);
+  add_rows<4, 4>(tile, rows);
 }
 
 // One group of a row: the largest magnitude becomes 127, or all is zero where it is next to nothing.
 // `count` of its `size` numbers are there, the others are zero. Gives the sum of all.
-template <typename T>
+template <int Group, typename T>
 int32_t quantize(const T* x, int64_t count, int64_t size, int8_t* values, float* scale) {
-  Lanes most = zero();
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Lanes some = load_some(x + i, static_cast<int>(count - i));
-    most = max(most, max(some, zero() - some));
+  constexpr int kVectors = Group / kLanes;
+  Lanes some[kVectors], most = zero();
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    some[i] = load_some(x + i * kLanes, static_cast<int>(count - i * kLanes));
+    most = max(most, magnitude(some[i]));
   }
-  const float magnitude = largest(most);
-  *scale = magnitude / 127.0f;
-  const Lanes inverse = all(magnitude > kNothing ? 127.0f / magnitude : 0.0f);
-  Lanes total = zero();  // of whole numbers, and far below 2^24: exact
-  bool finite = true;
-  for (int64_t i = 0; i < size; i += kLanes) {
-    const Lanes rounded = round(load_some(x + i, static_cast<int>(count - i)) * inverse);
-    finite &= store_bytes(values + i, rounded);
+  const float largest = octavo::largest(most);
+  *scale = largest / 127.0f;
+  const Lanes inverse = all(largest > kNothing ? 127.0f / largest : 0.0f);
+  Lanes total = zero();  // of whole numbers, and far below 2^24: exact; a NaN stays one
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    const Lanes rounded = round(some[i] * inverse);
+    if (i * kLanes < size) store_bytes(values + i * kLanes, rounded);
     total += rounded;
   }
-  if (finite) return static_cast<int32_t>(octavo::sum(total));
+  const float whole = sum(total);
+  if (whole == whole) return static_cast<int32_t>(whole);
   *scale = __builtin_nanf("");
   return 0;
 }
@@ -285,24 +294,25 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
             int64_t outputs) {
   constexpr int kGroup = Format<Bits>::kGroup;
   const Cut<Bits> cut(inputs);
-  Scratch<int8_t> values(rows * cut.row_size());
-  Scratch<float> scales(rows * cut.groups);
-  Scratch<int32_t> excess(rows * cut.groups);
-  constexpr int64_t kRowsPerTask = 8;
-  parallel(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t last = least(rows, (task + 1) * kRowsPerTask);
-    for (int64_t row = task * kRowsPerTask; row < last; ++row) {
+  thread_local Buffer kept;
+  const int64_t numbers = rows * cut.groups;
+  float* scales = kept.reserve(2 * numbers + ceil_div(rows * cut.row_size(), 4));
+  int32_t* excess = reinterpret_cast<int32_t*>(scales + numbers);
+  int8_t* values = reinterpret_cast<int8_t*>(scales + 2 * numbers);
+  const int64_t rows_per_task = kNumbersPerTask / inputs + 1;
+  parallel(ceil_div(rows, rows_per_task), [&](int64_t task) {
+    const int64_t last = least(rows, (task + 1) * rows_per_task);
+    for (int64_t row = task * rows_per_task; row < last; ++row) {
       for (int64_t g = 0; g < cut.groups; ++g) {
         const int64_t first = g * kGroup, at = row * cut.groups + g;
-        excess.data()[at] =
-            -Format<Bits>::kZero * quantize(x + row * inputs + first, least(kGroup, inputs - first),
-                                            least(kGroup, cut.row_size() - first),
-                                            values.data() + row * cut.row_size() + first,
-                                            scales.data() + at);
+        excess[at] = -Format<Bits>::kZero *
+                     quantize<kGroup>(x + row * inputs + first, least(kGroup, inputs - first),
+                                      least(kGroup, cut.row_size() - first),
+                                      values + row * cut.row_size() + first, scales + at);
       }
     }
   });
-  const Rows<Bits> all_rows{cut, values.data(), scales.data(), excess.data()};
+  const Rows<Bits> all_rows{cut, values, scales, excess};
   const int64_t units = ceil_div(outputs, kUnit);
   const int64_t blocks = ceil_div(rows, kBlockRows);
   int64_t wide = kPanelUnits;
@@ -316,13 +326,14 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
     const int64_t width = least(kPanelUnits, units - before);
     const int64_t mine = least(wide, units - first_unit);
     alignas(64) float sums[kBlockRows * kPanel];
-    for (int64_t i = 0; i < count * kPanel; i += kLanes) store(sums + i, zero());
     const int64_t tiles = ceil_div(count, kRows);
-    const int64_t most = tiles == 1 ? cut.groups : Format<Bits>::kBlockGroups;
-    Tile<Bits> tile{packed + before * cut.unit_bytes(), width, 0, 0, 0, all_rows, nullptr, 0};
-    for (int64_t group = 0; group < cut.groups; group += most) {
-      tile.first_group = group;
-      tile.end_group = least(cut.groups, group + most);
+    const int64_t passes = tiles == 1 ? 1 : ceil_div(cut.groups, Format<Bits>::kBlockGroups);
+    const Target<T, Out> target{bias, out, outputs, outputs};
+    Tile<Bits, T, Out> tile{packed + before * cut.unit_bytes(), width, 0, 0, 0, all_rows, nullptr,
+                            target, {}};
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      tile.first_group = cut.groups * pass / passes;
+      tile.end_group = cut.groups * (pass + 1) / passes;
       for (int64_t u = 0; u < mine; u += kUnits) {
         tile.unit = first_unit - before + u;
         for (int64_t t = 0; t < tiles; ++t) {
@@ -330,14 +341,10 @@ void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t row
           const int tall = static_cast<int>(count * (t + 1) / tiles - row);
           tile.x = all_rows.from(first_row + row);
           tile.sums = sums + row * kPanel + u * kUnit;
+          tile.target = target.from(first_row + row, (first_unit + u) * kUnit);
           add_units(tile, tall, static_cast<int>(least(kUnits, mine - u)), t, tiles);
         }
       }
-    }
-    const int64_t first = first_unit * kUnit;
-    for (int64_t row = 0; row < count; ++row) {
-      finish(sums + row * kPanel, bias, out + (first_row + row) * outputs, first,
-             least(mine * kUnit, outputs - first));
     }
   });
 }
