@@ -107,9 +107,10 @@ class Drawer:
 def plain_draw(
     ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
+    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes: where the
+    largest logit is finite, so is the chosen one."""
     chosen, largest = ops.draw(logits, temperature, seeds, positions)
-    return chosen, outcomes_of(largest, logits, chosen)
+    return chosen, torch.where(largest.isfinite(), chosen, -1)
 
 
 def outcomes_of(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:

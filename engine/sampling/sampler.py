@@ -26,8 +26,8 @@ from octavo.kernels.ops import Ops
 from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..step import TokenLogprobs
-from ..transfer import beside
-from .drawing import FAILURES, NOT_FINITE, Drawer, outcomes_of
+from ..transfer import beside, together
+from .drawing import FAILURES, NOT_FINITE, Drawer, outcomes_of, plain_draw
 from .logits import Follow, Histories, LogitsRule, Rows
 from .scores import describe, token_logprobs
 
@@ -49,6 +49,7 @@ _ROW = np.dtype(
         ("candidates", np.int64),  # continuations to name for beam search
         ("shaped", np.bool_),  # whether any rule applies
         ("bound", np.bool_),  # whether a rule applies that depends on what has been said
+        ("plain", np.bool_),  # whether a token is wanted and nothing else, of all that there are
     ]
 )
 
@@ -163,6 +164,7 @@ class Sampler:
             min(2 * params.beam_width, self._vocab_size),
             any(needs),
             any(n and rule.reads_history for n, rule in zip(needs, self._rules, strict=True)),
+            params.logprobs is None and not any(needs) and not (temperature > 0 and narrows),
         )
 
     def reads_history(self, rows: Rows) -> bool:
@@ -206,20 +208,10 @@ class Sampler:
                 drawn for is the length of its history.
         """
         with self._lock:
+            if self._rows["plain"][rows].all():
+                return self._draw_plain(logits, rows, histories)
             state = self._rows[rows]
             asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
-            plain = not (len(asked) or state["shaped"].any() or state["narrowed"].any())
-            if plain and self._draws is not None:
-                numbers = (state["temperature"], state["seed"], histories.lengths[rows])
-                if (drawn := self._draws(logits, *numbers)) is not None:
-                    chosen, outcomes = drawn
-                    return Drawn(
-                        token_ids=chosen,
-                        tensors=(outcomes,),
-                        asked=asked,
-                        counts=state["logprobs"][asked],
-                        failures={},
-                    )
             largest = logits.amax(-1)  # NaN where there is one
             own = logits[beside(asked, logits)].log_softmax(-1) if len(asked) else None
             follows = self._shape(logits, rows, state["shaped"], histories)
@@ -239,6 +231,19 @@ class Sampler:
             counts=counts,
             failures=failures,
         )
+
+    def _draw_plain(self, logits: Tensor, rows: Rows, histories: Histories) -> Drawn:
+        numbers = (
+            self._rows["temperature"][rows],
+            self._rows["seed"][rows],
+            histories.lengths[rows],
+        )
+        drawn = None if self._draws is None else self._draws(logits, *numbers)
+        if drawn is None:
+            drawn = plain_draw(self._ops, logits, *together(logits, *numbers))
+        chosen, outcomes = drawn
+        none = np.zeros(0, np.int64)
+        return Drawn(token_ids=chosen, tensors=(outcomes,), asked=none, counts=none, failures={})
 
     def candidates(
         self, logits: Tensor, rows: Rows, histories: Histories

@@ -9,6 +9,7 @@ padded, and nothing computed for the recording's sake: it is made of a step as t
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,6 +23,25 @@ from .graphs import Forwards, Yield
 from .padding import Key, StaticBatch
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The memory that a recording reads, what is done, and the memory that it writes."""
+
+    place: Batch
+    recording: Recording
+    results: Yield
+
+    def replay(self, batch: Batch) -> Yield:
+        place = self.place
+        place.token_ids.copy_(batch.token_ids)
+        place.positions.copy_(batch.positions)
+        place.slot_mapping.copy_(batch.slot_mapping)
+        place.context_lengths.copy_(batch.context_lengths)
+        place.block_tables[:, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+        self.recording.replay()
+        return self.results
 
 
 class Replayed:
@@ -38,8 +58,8 @@ class Replayed:
         self._recorder = recorder
         self._static = static
         self._most = static.tokens
-        self._recorded: dict[int, tuple[Recording, Yield]] = {}  # by sequences of the step
-        self._unproven: dict[int, tuple[Recording, Yield]] = {}
+        self._recorded: dict[int, _Recorded] = {}  # by sequences of the step
+        self._unproven: dict[int, _Recorded] = {}
         self.replays = 0  # so far
 
     @property
@@ -55,16 +75,12 @@ class Replayed:
         rows = len(batch.query_lengths)
         if len(batch.token_ids) != rows or not batch.all_logits or not 0 < rows <= self._most:
             return self._eager(batch)
-        key = Key(self._static.longest, rows, 1)
-        self._static.fill(key, batch)
         if (known := self._recorded.get(rows)) is not None:
-            recording, results = known
-            recording.replay()
             self.replays += 1
-            return results
+            return known.replay(batch)
         if rows in self._unproven:
             return self._prove(rows, batch)
-        return self._record(key, batch)
+        return self._record(rows, batch)
 
     def draw(
         self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
@@ -74,22 +90,24 @@ class Replayed:
     def improve(self, *, idle: bool) -> bool:
         return False
 
-    def _record(self, key: Key, batch: Batch) -> Yield:
-        static = self._static.of(key)
+    def _record(self, rows: int, batch: Batch) -> Yield:
+        key = Key(self._static.longest, rows, 1)
+        place = self._static.of(key)
+        self._static.fill(key, batch)
         try:
-            recording, (hidden, logits) = self._recorder.record(partial(self._eager, static))
+            recording, (hidden, logits) = self._recorder.record(partial(self._eager, place))
         except NotRecordable as why:
             self._give_up(str(why))
             return self._eager(batch)
-        self._unproven[key.rows] = recording, (hidden, logits)
+        self._unproven[rows] = _Recorded(place, recording, (hidden, logits))
         return hidden, logits
 
     def _prove(self, rows: int, batch: Batch) -> Yield:
-        recording, results = self._unproven.pop(rows)
-        recording.replay()
+        recorded = self._unproven.pop(rows)
+        replayed = recorded.replay(batch)
         made = self._eager(batch)
-        if all(map(_same_bits, results, made)):
-            self._recorded[rows] = recording, results
+        if all(map(_same_bits, replayed, made)):
+            self._recorded[rows] = recorded
         else:
             self._give_up(f"a replayed one of {rows} sequences was not the same")
         return made

@@ -13,7 +13,7 @@ from .linear import pack_linear, pack_quantized
 from .norm import add_rms_norm, rms_norm
 from .recording import recorder
 from .rows import take_rows
-from .sampling import gumbel_argmax
+from .sampling import draw, gumbel_argmax
 from .threads import set_threads
 
 # Each makes an op of a library.
@@ -21,6 +21,7 @@ _MAKERS: Mapping[str, Callable[[Library], Callable[..., Any]]] = MappingProxyTyp
     {
         "add_rms_norm": add_rms_norm,
         "attend_projected": attend_projected,
+        "draw": draw,
         "gumbel_argmax": gumbel_argmax,
         "plan_attention": plan_attention,
         "recorder": recorder,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..ops import GumbelArgmax
+from ..ops import Draw, GumbelArgmax, Narrowing
+from ..reference.narrowing import draw as reference_draw
 from ..reference.sampling import gumbel_argmax as reference
-from .library import COUNT, POINTER, Library, dense
+from .library import COUNT, POINTER, Function, Library, dense
+
+
+def _function(library: Library) -> Function:
+    return library.function("gumbel_argmax", POINTER, COUNT, COUNT, *[POINTER] * 6)
 
 
 def gumbel_argmax(library: Library) -> GumbelArgmax:
-    function = library.function(
-        "gumbel_argmax", POINTER, COUNT, COUNT, POINTER, POINTER, POINTER, POINTER, POINTER
-    )
+    function = _function(library)
 
     def run(
         logits: Tensor,
@@ -37,11 +39,12 @@ def gumbel_argmax(library: Library) -> GumbelArgmax:
             positions.data_ptr(),
             None if token_ids is None else token_ids.data_ptr(),
             chosen.data_ptr(),
+            None,
         )
         close = int(chosen[rows])
         chosen = chosen[:rows]
         if close:  # two columns within rounding: the definition decides
-            at = torch.nonzero(chosen < 0)[:, 0]
+            at = (chosen < 0).nonzero()[:, 0]
             chosen[at] = reference(
                 logits[at],
                 temperature[at],
@@ -50,5 +53,42 @@ def gumbel_argmax(library: Library) -> GumbelArgmax:
                 None if token_ids is None else token_ids[at],
             )
         return chosen
+
+    return run
+
+
+def draw(library: Library) -> Draw:
+    function = _function(library)
+
+    def run(
+        logits: Tensor,
+        temperature: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        narrowing: Narrowing | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if narrowing is not None:
+            return reference_draw(logits, temperature, seeds, positions, narrowing)
+        logits, temperature = dense(logits), dense(temperature)
+        seeds, positions = dense(seeds), dense(positions)
+        rows, columns = logits.shape
+        chosen, highest = seeds.new_empty(rows + 1), logits.new_empty(rows)
+        function(
+            logits.data_ptr(),
+            rows,
+            columns,
+            temperature.data_ptr(),
+            seeds.data_ptr(),
+            positions.data_ptr(),
+            None,
+            chosen.data_ptr(),
+            highest.data_ptr(),
+        )
+        close = int(chosen[rows])
+        chosen = chosen[:rows]
+        if close:  # as in `gumbel_argmax`
+            at = (chosen < 0).nonzero()[:, 0]
+            chosen[at] = reference(logits[at], temperature[at], seeds[at], positions[at])
+        return chosen, highest
 
     return run

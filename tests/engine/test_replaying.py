@@ -21,7 +21,6 @@ from octavo.engine.worker import launch as launching
 from octavo.engine.worker.graphs import Eager, Forwards, Yield
 from octavo.engine.worker.padding import StaticBatch
 from octavo.engine.worker.replaying import Replayed
-from octavo.engine.worker.runner import Runner
 from octavo.kernels import registry
 from octavo.kernels.cpu.library import levels
 from octavo.kernels.ops import Ops, Recorder
@@ -167,20 +166,13 @@ def test_threads_may_change_between_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ops = registry.resolve(CPU)
-    count = 0
+    before, plain = torch.get_num_threads(), Compared.__call__
 
-    def before_step() -> None:
-        nonlocal count
-        count += 1
-        ops.set_threads(count % 4 + 1)
+    def with_others(self: Compared, batch: Batch) -> Yield:
+        ops.set_threads(self.steps.total() % 4 + 1)
+        return plain(self, batch)
 
-    before = torch.get_num_threads()
-    plain = Runner.__init__
-    monkeypatch.setattr(
-        Runner,
-        "__init__",
-        lambda self, *given, **named: plain(self, *given, **{**named, "before_step": before_step}),
-    )
+    monkeypatch.setattr(Compared, "__call__", with_others)
     engine, _, (compared,) = engine_of(tiny_config(tmp_path, max_num_seqs=3), monkeypatch)
     answers(engine, LENGTHS)
     assert compared.steps["replayed"] > 50

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from octavo.kernels.ops import GumbelArgmax
+from octavo.kernels.ops import Draw, GumbelArgmax
 from octavo.kernels.reference.sampling import gumbel, gumbel_argmax
 
 from .providers import PROVIDERS, find
@@ -182,3 +182,37 @@ def test_columns_too_close_to_tell_are_told_apart_by_the_definition(provider: st
         logits = even + torch.tensor([0.0, nudge])
         expected = gumbel_argmax(logits, temperature, seeds, positions)
         assert torch.equal(draw(logits, temperature, seeds, positions), expected)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_draw_tells_the_largest_logit(provider: str, temperature: float) -> None:
+    draw: Draw = find(provider, "draw")
+    infinity, nan = float("inf"), float("nan")
+    for columns in (1, 3, 16, 517):
+        logits = torch.randn(6, columns, generator=torch.Generator().manual_seed(columns))
+        logits[1, columns // 2] = nan
+        logits[2, :] = -infinity
+        logits[3, columns - 1] = infinity
+        logits[4, 1:] = -infinity
+        logits[5, :] = nan
+        numbers = (torch.full((6,), temperature), torch.arange(6), torch.arange(6) * 3)
+        chosen, largest = draw(logits, *numbers)
+        torch.testing.assert_close(largest, logits.amax(-1), rtol=0, atol=0, equal_nan=True)
+        sound = largest.isfinite()
+        expected = find(provider, "gumbel_argmax")(logits, *numbers)
+        assert chosen[sound].tolist() == expected[sound].tolist()
+        assert ((chosen >= 0) & (chosen < columns)).all()
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_draw_between_columns_that_are_too_near_is_decided_by_the_definition(
+    provider: str,
+) -> None:
+    seeds, positions = torch.arange(400), torch.arange(400)
+    temperature = torch.ones(400)
+    noise = gumbel(seeds, positions, torch.arange(2))
+    logits = noise.flip(1) - noise.amin(1, keepdim=True)  # both columns come to the same
+    chosen, largest = find(provider, "draw")(logits, temperature, seeds, positions)
+    assert torch.equal(chosen, gumbel_argmax(logits, temperature, seeds, positions))
+    assert torch.equal(largest, logits.amax(-1))

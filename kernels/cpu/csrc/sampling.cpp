@@ -175,22 +175,33 @@ int64_t first_largest(const float* logits, int64_t columns) {
   return 0;
 }
 
+// Of a NaN, that.
+float largest_or_nan(const float* logits, int64_t columns, int64_t first_largest) {
+  int strange = 0;  // vectors of comparisons: no way out in the middle
+  for (int64_t c = 0; c < columns; ++c) strange |= logits[c] != logits[c];
+  return strange ? std::nanf("") : logits[first_largest];
+}
+
 }  // namespace
 }  // namespace octavo
 
-// As `ops.GumbelArgmax`; token_ids may be null. chosen [rows + 1]: the columns, -1 where two are too
-// close to be told apart here, and behind them how many rows that are.
+// As `ops.GumbelArgmax` and `ops.Draw`; token_ids and highest may be null. chosen [rows + 1]: the
+// columns, -1 where two are too close to be told apart here, and behind them how many rows that are.
+// highest [rows]: the largest logits.
 extern "C" void octavo_gumbel_argmax(const float* logits, int64_t rows, int64_t columns,
                                      const float* temperature, const int64_t* seeds,
                                      const int64_t* positions, const int64_t* token_ids,
-                                     int64_t* chosen) {
+                                     int64_t* chosen, float* highest) {
   using namespace octavo;
   parallel(rows, [&](int64_t row) {
     const float* own = logits + row * columns;
     const float heat = temperature[row];
     const int64_t* ids = token_ids == nullptr ? nullptr : token_ids + row * columns;
-    chosen[row] = heat == 0.0f ? first_largest(own, columns)
-                               : draw(own, columns, heat, Key::of(seeds[row], positions[row]), ids);
+    const bool greedy = heat == 0.0f;
+    const int64_t top = greedy || highest != nullptr ? first_largest(own, columns) : 0;
+    chosen[row] =
+        greedy ? top : draw(own, columns, heat, Key::of(seeds[row], positions[row]), ids);
+    if (highest != nullptr) highest[row] = largest_or_nan(own, columns, top);
   });
   chosen[rows] = std::count(chosen, chosen + rows, -1);
 }
