@@ -29,7 +29,8 @@ def block_bytes(config: ModelConfig, *, block_size: int, dtype: torch.dtype) -> 
 
 
 class KVCache:
-    """One tensor per layer, [blocks, 2, block_size, kv_heads, head_dim]: keys, then values.
+    """One tensor per layer, [blocks, 2, block_size, kv_heads, head_dim]: keys and values, which
+    stand in a block as the kernels want them.
 
     A block of one layer is contiguous, so that moving it is one copy. Allocated as zeros: no cell
     is ever NaN, and the operating system gives the memory when a block is first written. On a CPU

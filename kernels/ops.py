@@ -174,9 +174,12 @@ class AttentionLayer:
 class AttentionPlan(Protocol):
     """Paged attention of one step: what all its layers share is worked out once.
 
-    A layer's cache is [blocks, 2, block_size, kv_heads, head_dim], keys at 0 and values at 1. It
-    may be of float8_e4m3fn where the rest is wider: then what stands in it times the scale of keys
-    or values is meant, and what lies beyond its range is stored as its largest number.
+    A layer's cache is [blocks, 2, block_size, kv_heads, head_dim]. What is moved about are whole
+    blocks; where in a block a number stands is its implementation's business. The reference and
+    those for GPUs have keys at 0 and values at 1. All that is in it was stored, or is zero.
+
+    It may be of float8_e4m3fn where the rest is wider: then what stands in it times the scale of
+    keys or values is meant, and what lies beyond its range is stored as its largest number.
     """
 
     def store(self, cache: Tensor, key: Tensor, value: Tensor, layer: AttentionLayer) -> None:

@@ -1,6 +1,7 @@
 """Paged attention: the tensors of a step as the C functions want them.
 
-Trees of drafts, and caches of 8 bits, are left to the reference.
+Caches of 8 bits are left to the reference, which alone stores in them and reads them. Where keys
+and values lie in the others is said in `csrc/cells.h`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from .library import COUNT, FLOAT, POINTER, Function, Library, dense
 
 _STORE = (POINTER, POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT, COUNT, COUNT)
 _ATTEND = (
-    *(POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, COUNT),
+    *(POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, POINTER, COUNT),
     *(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, FLOAT, FLOAT),
 )
 _ATTEND_PROJECTED = (
     *(POINTER, POINTER, POINTER, POINTER, POINTER, COUNT, POINTER, POINTER, FLOAT),
-    *(POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT),
+    *(POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, COUNT, COUNT),
     *(COUNT, COUNT, COUNT, COUNT, COUNT, FLOAT, FLOAT),
 )
 
@@ -30,8 +31,6 @@ def plan_attention(library: Library) -> PlanAttention:
     attend = library.functions("attend", *_ATTEND)
 
     def plan(slices: PagedSlices) -> AttentionPlan:
-        if slices.tree_masks is not None:
-            return reference.plan_attention(slices)
         return _Plan(slices, store, attend)
 
     return plan
@@ -48,8 +47,7 @@ def attend_projected(library: Library) -> AttendProjected:
         sine: Tensor,
         layer: AttentionLayer,
     ) -> Tensor:
-        if not isinstance(plan, _Plan):  # a tree's
-            return plain_attend_projected(plan, cache, projected, cosine, sine, layer)
+        assert isinstance(plan, _Plan)
         if cache.dtype not in functions:
             return plain_attend_projected(plan.plain, cache, projected, cosine, sine, layer)
         kv_heads, head_dim = cache.shape[3:]
@@ -96,9 +94,14 @@ class _Plan:
         self._attend = attend
         offsets, contexts = dense(slices.query_offsets), dense(slices.context_lengths)
         tables, slots = dense(slices.block_tables), dense(slices.slot_mapping)
-        self._kept = (offsets, contexts, tables, slots)  # whose memory the addresses are of
+        marks = None if slices.tree_masks is None else dense(slices.tree_masks)
+        self._kept = (offsets, contexts, marks, tables, slots)  # whose memory the addresses are of
         self.tokens = (slots.data_ptr(), slots.shape[0])
-        self.lengths = (offsets.data_ptr(), contexts.data_ptr())
+        self.lengths = (
+            offsets.data_ptr(),
+            contexts.data_ptr(),
+            None if marks is None else marks.data_ptr(),
+        )
         self.tables = (tables.data_ptr(), tables.stride(0), contexts.shape[0])
         self.block_size = slices.block_size
 

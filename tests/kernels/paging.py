@@ -21,7 +21,9 @@ class PagedStep:
     query: Tensor  # [tokens, heads, head_dim]
     keys: list[Tensor]  # per sequence, [context, kv_heads, head_dim]
     values: list[Tensor]
-    cache: Tensor  # [blocks, 2, block_size, kv_heads, head_dim]: all but this step's cells filled
+    # [blocks, 2, block_size, kv_heads, head_dim]: all but this step's cells filled, as the
+    # reference would; see `filled_by`.
+    cache: Tensor
     block_tables: Tensor
     slot_mapping: Tensor  # of this step's tokens
     marks: tuple[int, ...] = ()  # tree masks of this step's tokens, where there are any
@@ -41,6 +43,31 @@ class PagedStep:
             tree_masks=torch.tensor(self.marks, device=device) if self.marks else None,
         )
         return plan_attention(slices)
+
+    def filled_by(self, plan_attention: PlanAttention) -> PagedStep:
+        """The same with a cache whose cells stand where an implementation wants them."""
+        size, device = self.cache.shape[2], self.cache.device
+        before = tuple(context - queries for queries, context in self.slices)
+        slots = [
+            self.block_tables[index].long()[position // size] * size + position % size
+            for index, count in enumerate(before)
+            for position in [torch.arange(count, device=device)]
+        ]
+        # What is not stored stays as it is: leftovers of other sequences.
+        earlier = replace(
+            self,
+            slices=tuple((count, count) for count in before),
+            cache=self.cache.clone(),
+            slot_mapping=torch.cat(slots),
+            marks=(),
+        )
+        keys, values = (
+            torch.cat([cells[:count] for cells, count in zip(every, before, strict=True)])
+            for every in (self.keys, self.values)
+        )
+        plan, cache = earlier.plan(plan_attention), earlier.cache
+        plan.store(cache, keys.to(cache), values.to(cache), PLAIN)
+        return replace(self, cache=earlier.cache)
 
     @property
     def new_keys(self) -> Tensor:

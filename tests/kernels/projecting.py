@@ -42,9 +42,13 @@ class ProjectedCase:
         )
 
     def check(self, plan_attention: PlanAttention, attend_projected: AttendProjected) -> None:
-        step, dtype = self.step, self.projected.dtype
+        step, dtype = self.step.filled_by(plan_attention), self.projected.dtype
+        plan = step.plan(plan_attention)
+        wanted = step.cache.clone()
+        key, value = (x.to(step.cache) for x in (self.key, self.value))
+        plan.store(wanted, key, value, self.layer)
         got = attend_projected(
-            step.plan(plan_attention),
+            plan,
             step.cache,
             self.projected,
             self.cosine,
@@ -55,17 +59,21 @@ class ProjectedCase:
         single = dtype == torch.float32
         tolerance = {"atol": 4e-6, "rtol": 2e-5} if single else {"atol": 4e-2, "rtol": 4e-2}
         torch.testing.assert_close(got.double().cpu(), self.expected, **tolerance)
-        blocks, offsets = step.slot_mapping // 8, step.slot_mapping % 8
-        stored = step.cache[blocks, :, offsets].double()  # [tokens, 2, kv_heads, head_dim]
-        wanted = torch.stack((self.key, self.value), dim=1)
-        torch.testing.assert_close(stored.cpu(), wanted, **tolerance)
+        torch.testing.assert_close(step.cache.double(), wanted.double(), **tolerance)
 
 
 def projected_case(
-    *, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype
+    *, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype, block_size: int = 16
 ) -> ProjectedCase:
     """Random projections of a decode, a whole prompt and a verified draft, with a window."""
-    step = paged_step(_SLICES, heads=_HEADS, kv_heads=_KV_HEADS, head_dim=head_dim, dtype=dtype)
+    step = paged_step(
+        _SLICES,
+        heads=_HEADS,
+        kv_heads=_KV_HEADS,
+        head_dim=head_dim,
+        block_size=block_size,
+        dtype=dtype,
+    )
     tokens = len(step.query)
     generator = torch.Generator().manual_seed(5)
 

@@ -8,13 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.kernels.ops import AttentionLayer, PagedSlices, PlanAttention
+from octavo.kernels.ops import AttentionLayer, AttentionPlan, PagedSlices, PlanAttention
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.attention import plan_attention as reference
 
 from .paging import PLAIN, PagedStep, paged_step, rounded_to_8_bits, tree_marks
 from .projecting import projected_case
 from .providers import PROVIDERS, find, with_threads
+
+NEAR = {
+    torch.float32: {"atol": 4e-6, "rtol": 2e-5},
+    torch.bfloat16: {"atol": 2e-2, "rtol": 2e-2},
+}
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -23,10 +28,24 @@ def plan_attention(request: pytest.FixtureRequest) -> PlanAttention:
     return found
 
 
+def stored(step: PagedStep, plan_attention: PlanAttention) -> tuple[PagedStep, AttentionPlan]:
+    """The step with all its cells in place, and its plan."""
+    step = step.filled_by(plan_attention)
+    plan = step.plan(plan_attention)
+    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    return step, plan
+
+
 MIXTURES = {
     "one decode of a first token": ((1, 1),),
     "one decode": ((1, 77),),
-    "decodes ending before, at and after a block's end": ((1, 7), (1, 8), (1, 9), (1, 16)),
+    "decodes ending before, at and after a block's end": (
+        (1, 7),
+        (1, 15),
+        (1, 16),
+        (1, 17),
+        (1, 32),
+    ),
     "decodes of very different lengths": ((1, 300), (1, 2), (1, 290), (1, 41), (1, 3)),
     "nothing to compute, between others": ((1, 9), (0, 12), (3, 7), (0, 0)),
     "a whole prompt": ((37, 37),),
@@ -55,9 +74,8 @@ def test_it_is_attention(
     heads: int,
     kv_heads: int,
 ) -> None:
-    step = paged_step(slices, heads=heads, kv_heads=kv_heads)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step = paged_step(slices, heads=heads, kv_heads=kv_heads, block_size=16)
+    step, plan = stored(step, plan_attention)
     scale = 1 / math.sqrt(16)
     for softcap in (None, 3.0):
         got = plan.attend(
@@ -67,41 +85,41 @@ def test_it_is_attention(
         torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 7, 16, 32, 256])
-def test_any_block_size(plan_attention: PlanAttention, block_size: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_size", [1, 4, 7, 8, 16, 32, 48, 256])
+def test_any_block_size(plan_attention: PlanAttention, block_size: int, dtype: torch.dtype) -> None:
     slices = ((1, 33), (40, 65), (1, 32), (2, 64), (1, 300))
-    step = paged_step(slices, heads=4, kv_heads=2, block_size=block_size)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step = paged_step(slices, heads=4, kv_heads=2, block_size=block_size, dtype=dtype)
+    step, plan = stored(step, plan_attention)
     got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
-    torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
+    torch.testing.assert_close(got.double(), expected, **NEAR[dtype])
 
 
-@pytest.mark.parametrize("head_dim", [32, 40, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("head_dim", [2, 32, 40, 58, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_head(plan_attention: PlanAttention, dtype: torch.dtype, head_dim: int) -> None:
     step = paged_step(
-        ((1, 140), (7, 7), (1, 1)), heads=6, kv_heads=2, head_dim=head_dim, dtype=dtype
+        ((1, 140), (7, 7), (18, 23), (1, 1)),
+        heads=6,
+        kv_heads=2,
+        head_dim=head_dim,
+        block_size=16,
+        dtype=dtype,
     )
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step, plan = stored(step, plan_attention)
     for softcap in (None, 30.0):
         got = plan.attend(
             step.cache, step.query, AttentionLayer(scale=head_dim**-0.5, softcap=softcap)
         )
         expected = step.attended(scale=head_dim**-0.5, window=None, softcap=softcap)
-        near = (
-            {"atol": 4e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2e-2}
-        )
-        torch.testing.assert_close(got.double(), expected, **near)
+        torch.testing.assert_close(got.double(), expected, **NEAR[dtype])
 
 
 def test_bfloat16_is_as_good_as_its_inputs(plan_attention: PlanAttention) -> None:
     slices = ((1, 200), (40, 65), (3, 64))
     step = paged_step(slices, heads=4, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step, plan = stored(step, plan_attention)
     got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.125))
     assert got.dtype == torch.bfloat16
     expected = step.attended(scale=0.125, window=None, softcap=None)
@@ -110,8 +128,7 @@ def test_bfloat16_is_as_good_as_its_inputs(plan_attention: PlanAttention) -> Non
 
 def test_several_windows_share_a_plan(plan_attention: PlanAttention) -> None:
     step = paged_step(((1, 50), (30, 44)), heads=4, kv_heads=2)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step, plan = stored(step, plan_attention)
     for window in (5, None, 5, 20):
         got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25, window=window))
         expected = step.attended(scale=0.25, window=window, softcap=None)
@@ -130,44 +147,46 @@ def test_small_workspaces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
 
-def test_only_this_steps_cells_are_written(plan_attention: PlanAttention) -> None:
-    step = paged_step(((1, 9), (5, 12)), heads=4, kv_heads=2)
-    before = step.cache.clone()
-    step.plan(plan_attention).store(step.cache, step.new_keys, step.new_values, PLAIN)
-    changed = (step.cache != before).flatten(3).any(-1)  # [blocks, 2, block_size]
-    slots = torch.zeros_like(changed)
-    blocks, offsets = step.slot_mapping // 8, step.slot_mapping % 8
-    slots[blocks, :, offsets] = True
-    assert torch.equal(changed, slots)
-    assert torch.equal(step.cache[blocks, 0, offsets], step.new_keys)
-    assert torch.equal(step.cache[blocks, 1, offsets], step.new_values)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_size", [7, 8, 16, 48])
+def test_only_this_steps_cells_are_written(
+    plan_attention: PlanAttention, block_size: int, dtype: torch.dtype
+) -> None:
+    step = paged_step(
+        ((1, 9), (5, 12), (70, 80)), heads=4, kv_heads=2, block_size=block_size, dtype=dtype
+    )
+    cache = step.cache.fill_(100)
+    step.plan(plan_attention).store(cache, step.new_keys, step.new_values, PLAIN)
+    changed = cache != 100
+    new = torch.cat((step.new_keys.flatten(), step.new_values.flatten()))
+    # Where in a block is the implementation's business.
+    assert torch.equal(cache[changed].sort().values, new.sort().values)
+    blocks = changed.flatten(1).any(1).nonzero().flatten()
+    assert torch.equal(blocks, (step.slot_mapping // block_size).unique())
 
 
+@pytest.mark.parametrize("block_size", [8, 16])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_a_sequence_that_went_wrong_does_not_spread_through_its_blocks(
-    plan_attention: PlanAttention, poison: float
+    plan_attention: PlanAttention, poison: float, block_size: int
 ) -> None:
     """Its blocks are handed on as they are; the next owner's padding covers its cells."""
-    step = paged_step(((1, 3),), heads=4, kv_heads=2)
+    step = paged_step(((1, 3),), heads=4, kv_heads=2, block_size=block_size)
     table = step.block_tables[0, 0]
-    bad = torch.full((8, 2, 16), poison)
-    plan_attention(
-        PagedSlices(
-            query_offsets=torch.tensor([0, 8], dtype=torch.int32),
-            context_lengths=torch.tensor([8], dtype=torch.int32),
-            block_tables=table.view(1, 1),
-            slot_mapping=table.long() * 8 + torch.arange(8),
-            query_lengths=(8,),
-            context_lengths_host=(8,),
-            block_size=8,
-        )
-    ).store(step.cache, bad, bad, PLAIN)
-    whole = step.plan(plan_attention)
-    # The three cells of the new owner; the other five keep what the bad sequence left.
-    cells = torch.arange(3)
-    step.cache[table.long(), 0, cells] = step.keys[0]
-    step.cache[table.long(), 1, cells] = step.values[0]
-    got = whole.attend(step.cache, step.query, AttentionLayer(scale=0.25))
+    bad = torch.full((block_size, 2, 16), poison)
+    slices = PagedSlices(
+        query_offsets=torch.tensor([0, block_size], dtype=torch.int32),
+        context_lengths=torch.tensor([block_size], dtype=torch.int32),
+        block_tables=table.view(1, 1),
+        slot_mapping=table.long() * block_size + torch.arange(block_size),
+        query_lengths=(block_size,),
+        context_lengths_host=(block_size,),
+        block_size=block_size,
+    )
+    plan_attention(slices).store(step.cache, bad, bad, PLAIN)
+    # The three cells of the new owner; the others keep what the bad sequence left.
+    step, plan = stored(step, plan_attention)
+    got = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     expected = step.attended(scale=0.25, window=None, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-5)
 
@@ -176,8 +195,7 @@ def test_a_query_that_is_not_finite_does_not_pass_for_an_answer(
     plan_attention: PlanAttention,
 ) -> None:
     step = paged_step(((1, 20), (3, 9)), heads=4, kv_heads=2)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step, plan = stored(step, plan_attention)
     sound = plan.attend(step.cache, step.query, AttentionLayer(scale=0.25))
     query = step.query.clone()
     query[1, 2, 5] = math.nan
@@ -187,21 +205,22 @@ def test_a_query_that_is_not_finite_does_not_pass_for_an_answer(
     assert torch.equal(got, sound)
 
 
+LARGE_TREE = tree_marks((-1, *(child // 6 for child in range(62))))
 TREE = tree_marks((-1, 0, 0, 1, 1, 2, 5, 6, 3))
 CHAIN = tree_marks((-1, 0, 1, 2, 3))
 
 
+@pytest.mark.parametrize("block_size", [8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tree_of_drafts_sees_its_ancestors(
-    plan_attention: PlanAttention, dtype: torch.dtype
+    plan_attention: PlanAttention, dtype: torch.dtype, block_size: int
 ) -> None:
-    slices = ((9, 40), (1, 17), (5, 5), (9, 200))
-    marks = (*TREE, -1, *CHAIN, *TREE)
-    step = paged_step(slices, heads=6, kv_heads=2, dtype=dtype)
+    slices = ((9, 40), (1, 17), (5, 5), (9, 200), (63, 150), (9, 130))
+    marks = (*TREE, -1, *CHAIN, *TREE, *LARGE_TREE, *TREE)
+    step = paged_step(slices, heads=6, kv_heads=2, dtype=dtype, block_size=block_size)
     step = replace(step, marks=marks)
-    plan = step.plan(plan_attention)
-    plan.store(step.cache, step.new_keys, step.new_values, PLAIN)
-    near = {"atol": 2e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    step, plan = stored(step, plan_attention)
+    near = NEAR[dtype]
     for window, softcap in ((None, None), (12, 3.0)):
         got = plan.attend(
             step.cache, step.query, AttentionLayer(scale=0.25, window=window, softcap=softcap)
@@ -223,9 +242,10 @@ def test_keys_and_values_of_8_bits(plan_attention: PlanAttention) -> None:
     step = paged_step(slices, heads=6, kv_heads=2)
     scales = {"key_scale": 0.5, "value_scale": 0.25}
     rounded = rounded_to_8_bits(step, **scales)
+    layer = AttentionLayer(scale=0.25, window=100, **scales)
     plan = rounded.plan(plan_attention)
-    plan.store(rounded.cache, step.new_keys, step.new_values, AttentionLayer(scale=1.0, **scales))
-    got = plan.attend(rounded.cache, step.query, AttentionLayer(scale=0.25, window=100, **scales))
+    plan.store(rounded.cache, step.new_keys, step.new_values, layer)
+    got = plan.attend(rounded.cache, step.query, layer)
     expected = rounded.attended(scale=0.25, window=100, softcap=None)
     torch.testing.assert_close(got.double(), expected, atol=4e-6, rtol=2e-5)
 
@@ -260,8 +280,7 @@ def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads
     plan_attention: PlanAttention = find(level, "plan_attention")
     crowd = ((1, 700), (1, 1), (5, 1300), (33, 33), (210, 1210))
     step = paged_step(crowd, heads=6, kv_heads=2, head_dim=64, block_size=16, dtype=dtype)
-    whole = step.plan(plan_attention)
-    whole.store(step.cache, step.new_keys, step.new_values, PLAIN)
+    step, whole = stored(step, plan_attention)
     for window in (None, 150):
         layer = AttentionLayer(scale=0.125, window=window)
         expected = whole.attend(step.cache, step.query, layer)
@@ -280,10 +299,13 @@ def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize(
-    ("head_dim", "rotary"), [(64, 64), (64, 32), (80, 40), (32, 0), (128, 128)]
+    ("head_dim", "rotary", "block_size"),
+    [(64, 64, 16), (64, 32, 8), (80, 40, 16), (32, 0, 32), (128, 128, 16), (48, 10, 16)],
 )
 def test_attention_from_projections(
-    provider: str, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype
+    provider: str, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype, block_size: int
 ) -> None:
-    case = projected_case(head_dim=head_dim, rotary=rotary, normed=normed, dtype=dtype)
+    case = projected_case(
+        head_dim=head_dim, rotary=rotary, normed=normed, dtype=dtype, block_size=block_size
+    )
     case.check(find(provider, "plan_attention"), find(provider, "attend_projected"))

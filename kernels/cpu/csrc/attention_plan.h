@@ -18,6 +18,7 @@ namespace octavo {
 struct Shape {
   const int32_t* offsets;   // [sequences + 1] first tokens
   const int32_t* contexts;  // [sequences]
+  const int64_t* marks;     // [tokens] tree masks; null: no query is of a tree
   int64_t sequences, heads, kv_heads, head_dim, block_size;
   int window;  // 0: none
 
@@ -28,11 +29,25 @@ struct Shape {
 
 struct Tile {
   int sequence, first_token, queries;
-  int first_position;
+  int start;           // position of the first query of the sequence
+  int first_position;  // of the tile's
+  int low, end;        // positions that some query sees: low .. end - 1
   int first_split, end_split;
   int ranges = 1;    // tasks that its splits are divided into; then their states are kept
   int64_t kept = 0;  // where, in floats
 };
+
+// What a tile's query number q sees.
+inline Sight sight_of(const Shape& shape, const Tile& tile, int q) {
+  const int64_t marks = shape.marks == nullptr ? -1 : shape.marks[tile.first_token + q];
+  if (marks < 0) {
+    const int position = tile.first_position + q;
+    return {shape.first_seen(position), position + 1, position + 1, 0};
+  }
+  const auto bits = static_cast<uint64_t>(marks);
+  const int position = tile.start + __builtin_popcountll(bits) - 1;
+  return {shape.first_seen(position), tile.start + 64 - __builtin_clzll(bits), tile.start, bits};
+}
 
 struct Task {
   int tile, first_split, end_split, first_kv, end_kv;
@@ -60,19 +75,21 @@ class AttentionPlan {
   }
 
  private:
-  static constexpr int kRowsPerTile = 96;  // rows of a kv head that share what was packed
-  static constexpr int kPackingCost = 12;  // of a split and kv head, in the cost of one row
+  static constexpr int kRowsPerTile = 96;  // rows of a kv head that read a split after each other
+  static constexpr int kReadingCost = 3;   // of a split and kv head, in the cost of one row
   static constexpr int kTasksPerThread = 4;
   static constexpr int kManyRows = 24;  // arithmetic takes longer than memory
 
   static int64_t cost_of(const Shape& shape, const Tile& tile) {
     const int splits = tile.end_split - tile.first_split;
-    return splits * shape.kv_heads * (kPackingCost + tile.queries * shape.group());
+    return splits * shape.kv_heads * (kReadingCost + tile.queries * shape.group());
   }
 
   int64_t add_tiles(const Shape& shape, int sequence) {
     const int first = shape.offsets[sequence], end = shape.offsets[sequence + 1];
     const int before = shape.contexts[sequence] - (end - first);  // tokens of earlier steps
+    const bool tree = shape.marks != nullptr && std::any_of(shape.marks + first, shape.marks + end,
+                                                            [](int64_t mark) { return mark >= 0; });
     const int step = std::max(1, kRowsPerTile / shape.group());
     int64_t cost = 0;
     for (int token = first; token < end; token += step) {
@@ -80,9 +97,12 @@ class AttentionPlan {
       tile.sequence = sequence;
       tile.first_token = token;
       tile.queries = std::min(step, end - token);
+      tile.start = before;
       tile.first_position = before + token - first;
-      tile.first_split = shape.first_seen(tile.first_position) / kSplit;
-      tile.end_split = (tile.first_position + tile.queries - 1) / kSplit + 1;
+      tile.low = shape.first_seen(tree ? before : tile.first_position);
+      tile.end = tree ? before + end - first : tile.first_position + tile.queries;
+      tile.first_split = tile.low / kSplit;
+      tile.end_split = (tile.end - 1) / kSplit + 1;
       cost += cost_of(shape, tile);
       tiles.push_back(tile);
     }

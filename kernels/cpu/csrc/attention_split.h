@@ -9,11 +9,11 @@
 // the cells it sees alone: not on the batch, on the chunk, or on who computed which split.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "softmax.h"
 #include "tile.h"
-#include "transpose.h"
 
 namespace octavo {
 
@@ -32,11 +32,6 @@ struct State {
   }
   State from_row(int row) const {
     return {largest + row, sum + row, mixed + int64_t{row} * width, width};
-  }
-  void clear(int rows) const {
-    std::fill_n(largest, rows, -kInfinity);
-    std::fill_n(sum, rows, 0.0f);
-    std::fill_n(mixed, int64_t{rows} * width, 0.0f);
   }
 };
 
@@ -60,109 +55,47 @@ inline void merge(const State& into, const State& from, int rows) {
   }
 }
 
-// The cells of a split that some row of a tile sees: those of the vectors first .. end - 1, of 16
-// cells each. Cells from `known` on belong to nobody yet: their memory is not read, and they count
-// as zeros.
+// Where the cells of a split lie that some row of a tile sees, of one kv head: those of the vectors
+// first .. end - 1, of 16 cells each. Pointers of vectors before and behind are those of the nearest,
+// so that all may be prefetched.
 template <typename T>
 struct Cells {
-  const T* keys[kSplit];  // of all kv heads
-  int64_t to_values;      // from a cell's keys to its values
-  int first = 0, end = 0, known = 0;
+  const T* keys[kSplit / kLanes];
+  const T* values[kSplit / kLanes];
+  int first = 0, end = 0;
+
+  void fill() {
+    for (int v = 0; v < kSplit / kLanes; ++v) {
+      const int near = std::min(std::max(v, first), end - 1);
+      keys[v] = keys[near], values[v] = values[near];
+    }
+  }
+
+  // The same of another kv head; numbers to it, in a cache in vectors.
+  Cells moved(int64_t by) const {
+    Cells there = *this;
+    for (const T*& key : there.keys) key += by;
+    for (const T*& value : there.values) value += by;
+    return there;
+  }
 };
 
-template <typename T>
-inline Lanes load_words(const T* row, int words) {
-  if constexpr (kPairs<T>) {
-    return load_some(reinterpret_cast<const float*>(row), words);
-  } else {
-    return load_some(row, words);
-  }
-}
+// Which positions a row sees: begin .. stop - 1 and, from `tree` on, only those whose bits are set.
+struct Sight {
+  int begin, stop;
+  int tree;
+  uint64_t marks;
 
-// Keys of one vector of cells as the right side of a product: packed [words of head_dim, kSplit].
-// `head`: numbers from a cell's first kv head to the one wanted.
-template <typename T>
-void pack_keys(const Cells<T>& cells, int vector, int64_t head, int head_dim, float* packed) {
-  const T* const* keys = cells.keys + vector * kLanes;
-  const int words = head_dim / kPerWord<T>, known = cells.known - vector * kLanes;
-  float* target = packed + vector * kLanes;
-  Lanes block[kLanes];
-  int w = 0;
-  if (known >= kLanes) {  // no lane to leave out: the usual case, with loops of known lengths
-    for (; w + kLanes <= words; w += kLanes) {
-      for (int i = 0; i < kLanes; ++i) block[i] = load_words(keys[i] + head + w * kPerWord<T>, kLanes);
-      transpose(block);
-      for (int i = 0; i < kLanes; ++i) store(target + (w + i) * kSplit, block[i]);
-    }
+  // A bit for each of the cells position .. position + 15 that are seen.
+  uint32_t lanes(int position) const {
+    const uint32_t between = lanes_between(begin - position, stop - position);
+    const int passed = position - tree;
+    if (passed >= 64) return 0;
+    if (passed >= 0) return between & static_cast<uint32_t>(marks >> passed);
+    if (passed <= -kLanes) return between;
+    return between & (static_cast<uint32_t>(marks << -passed) | ((1u << -passed) - 1));
   }
-  for (; w < words; w += kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      block[i] = i < known ? load_words(keys[i] + head + w * kPerWord<T>, words - w) : zero();
-    }
-    transpose(block);
-    for (int i = 0; i < kLanes && w + i < words; ++i) store(target + (w + i) * kSplit, block[i]);
-  }
-}
-
-// A word of each of two neighbouring cells' values: both, where words are pairs, the first one in
-// the lower half; else the first.
-template <typename T>
-inline Lanes pair_up(Lanes even, Lanes odd) {
-#ifdef __AVX512BF16__
-  if constexpr (kPairs<T>) {
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
-    return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd.v)))};
-  }
-#endif
-  (void)odd;
-  return even;
-}
-
-#ifdef __AVX512BF16__
-// Thirty-two bfloat16 of each become as many words.
-inline void pair_up(__m512i even, __m512i odd, float* words) {
-  // The interleaving within 128-bit parts, and then the parts in their order.
-  const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
-  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-  const __m512i last = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  _mm512_storeu_si512(words, _mm512_permutex2var_epi64(low, first, high));
-  _mm512_storeu_si512(words + kLanes, _mm512_permutex2var_epi64(low, last, high));
-}
-#endif
-
-// Values of one vector of cells as the right side: packed [cells / kPerWord, width], zeros behind
-// head_dim.
-template <typename T>
-void pack_values(const Cells<T>& cells, int vector, int64_t head, int head_dim, int width,
-                 float* packed) {
-  const T* const* keys = cells.keys + vector * kLanes;
-  const int known = cells.known - vector * kLanes;
-  float* target = packed + vector * kLanes / kPerWord<T> * width;
-  for (int c = 0; c < kLanes; c += kPerWord<T>, target += width) {
-    const int next = c + kPerWord<T> - 1;
-    int d = 0;
-    if (next < known) {
-      const T *even = keys[c] + cells.to_values + head, *odd = keys[next] + cells.to_values + head;
-#ifdef __AVX512BF16__
-      if constexpr (kPairs<T>) {
-        for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
-          pair_up(_mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d), target + d);
-        }
-      }
-#endif
-      for (; d + kLanes <= head_dim; d += kLanes) {
-        store(target + d, pair_up<T>(load(even + d), load(odd + d)));
-      }
-    }
-    for (; d < width; d += kLanes) {
-      auto some = [&](int cell) {
-        if (cell >= known) return zero();
-        return load_some(keys[cell] + cells.to_values + head + d, head_dim - d);
-      };
-      store(target + d, pair_up<T>(some(c), some(next)));
-    }
-  }
-}
+};
 
 // How scores come from products of query and key, in units of log2.
 struct Scoring {
@@ -196,16 +129,17 @@ inline Lanes store_weights(float* weights, int cell, Lanes x) {
   return x;
 }
 
-// The vectors first .. end - 1 of one row's products become weights. The row sees of the split the
-// cells begin .. stop - 1, which may reach beyond it.
+// The vectors first .. end - 1 of one row's products become weights; the split is that of `begin`.
 template <typename T>
-void soften(float* products, int first, int end, int begin, int stop, const Scoring& scoring,
-            float* weights, float* largest_score, float* sum_of_weights) {
+void soften(float* products, int first, int end, int begin, const Sight& sight,
+            const Scoring& scoring, float* weights, float* largest_score, float* sum_of_weights) {
+  const int whole = std::min(sight.stop, sight.tree);  // no cell before it is left out
   Lanes most = all(-kInfinity);
   for (int v = first; v < end; ++v) {
+    const int position = begin + v * kLanes;
     Lanes score = scoring(load(products + v * kLanes));
-    if (begin > v * kLanes || stop < (v + 1) * kLanes) {
-      score = within(begin - v * kLanes, stop - v * kLanes, score, all(-kInfinity));
+    if (sight.begin > position || whole < position + kLanes) {
+      score = select(sight.lanes(position), score, all(-kInfinity));
     }
     store(products + v * kLanes, score);
     most = max(most, score);

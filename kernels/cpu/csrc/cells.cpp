@@ -2,6 +2,9 @@
 
 #include "cells.h"
 
+#include <algorithm>
+
+#include "buffer.h"
 #include "pool.h"
 #include "replay.h"
 
@@ -13,14 +16,26 @@ constexpr int64_t kNumbersPerTask = 1 << 15;
 template <typename T>
 void store_cells(const CacheShape<T>& cache, const T* key, int64_t key_stride, const T* value,
                  int64_t value_stride, const int64_t* slots, int64_t tokens) {
-  const int64_t size = cache.kv_heads * cache.head_dim;
-  const int64_t step = kNumbersPerTask / size + 1;
+  const int64_t size = cache.head_dim;
+  const int64_t step = kNumbersPerTask / (cache.kv_heads * size) + 1;
   parallel((tokens + step - 1) / step, [&](int64_t task) {
-    for (int64_t t = task * step; t < std::min(tokens, (task + 1) * step); ++t) {
-      T* cell = cache.keys(slots[t]);
-      store_finite(cell, key + t * key_stride, size);
-      store_finite(cell + cache.to_values(), value + t * value_stride, size);
-    }
+    thread_local Buffer space;
+    T* keys = reinterpret_cast<T*>(space.reserve(2 * kLanes * size));
+    T* values = keys + kLanes * size;
+    const int64_t begin = task * step, end = std::min(tokens, begin + step);
+    by_vectors(cache, slots, tokens, begin, end, [&](int64_t first, int count) {
+      for (int64_t kv = 0; kv < cache.kv_heads; ++kv) {
+        for (int i = 0; i < count; ++i) {
+          copy_finite(keys + i * size, key + (first + i) * key_stride + kv * size, size);
+          copy_finite(values + i * size, value + (first + i) * value_stride + kv * size, size);
+        }
+        if (count == 1) {
+          place_cell(cache, slots[first], kv, keys, values);
+        } else {
+          place_vector(cache, slots[first], kv, keys, values);
+        }
+      }
+    });
   });
 }
 

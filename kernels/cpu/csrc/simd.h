@@ -95,6 +95,23 @@ inline __m256 low_half(Lanes x) { return _mm512_castps512_ps256(x.v); }
 inline __m256 high_half(Lanes x) {
   return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1));
 }
+// x in the lanes whose bit is set, `other` in the rest.
+inline Lanes select(uint32_t lanes, Lanes x, Lanes other) {
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(lanes), other.v, x.v)};
+}
+// Lanes as pairs of bfloat16: each half as a float.
+inline Lanes lower_halves(Lanes x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 16))};
+}
+inline Lanes upper_halves(Lanes x) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.v), upper))};
+}
+// The reverse, of floats that are bfloat16.
+inline Lanes pair_up(Lanes lower, Lanes upper) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(lower.v), 16);
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(upper.v)))};
+}
 
 #else  // AVX2 with FMA
 
@@ -183,6 +200,30 @@ inline void store(T* p, Lanes x, int count) {
 }
 inline __m256 low_half(Lanes x) { return x.low; }
 inline __m256 high_half(Lanes x) { return x.high; }
+inline __m256 select8(uint32_t lanes, __m256 x, __m256 other) {
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bits);
+  return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bits)));
+}
+inline Lanes select(uint32_t lanes, Lanes x, Lanes other) {
+  return {select8(lanes, x.low, other.low), select8(lanes >> 8, x.high, other.high)};
+}
+inline __m256 lower_halves(__m256 x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16));
+}
+inline __m256 upper_halves(__m256 x) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  return _mm256_and_ps(x, _mm256_castsi256_ps(upper));
+}
+inline Lanes lower_halves(Lanes x) { return {lower_halves(x.low), lower_halves(x.high)}; }
+inline Lanes upper_halves(Lanes x) { return {upper_halves(x.low), upper_halves(x.high)}; }
+inline Lanes pair_up(Lanes lower, Lanes upper) {
+  auto half = [](__m256 lower, __m256 upper) {
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(lower), 16);
+    return _mm256_or_ps(_mm256_castsi256_ps(low), upper);
+  };
+  return {half(lower.low, upper.low), half(lower.high, upper.high)};
+}
 
 #endif
 

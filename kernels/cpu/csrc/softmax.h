@@ -11,21 +11,11 @@ namespace octavo {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504f;
 
-// x in the lanes begin .. end - 1, `other` in the rest.
-inline Lanes within(int begin, int end, Lanes x, Lanes other) {
-#ifdef __AVX512F__
-  const __mmask16 below = begin <= 0 ? 0 : begin >= kLanes ? 0xffff : first_lanes(begin);
-  const __mmask16 under = end <= 0 ? 0 : end >= kLanes ? 0xffff : first_lanes(end);
-  return {_mm512_mask_blend_ps(static_cast<__mmask16>(under & ~below), other.v, x.v)};
-#else
-  const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  auto half = [&](__m256 x, __m256 other, int shift) {
-    const __m256i inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(begin - shift), low),
-                                               _mm256_cmpgt_epi32(_mm256_set1_epi32(end - shift), low));
-    return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(inside));
-  };
-  return {half(x.low, other.low, 0), half(x.high, other.high, 8)};
-#endif
+// A bit for each of the lanes begin .. end - 1, as far as there are such.
+inline uint32_t lanes_between(int begin, int end) {
+  const uint32_t below = begin <= 0 ? 0 : begin >= kLanes ? 0xffff : (1u << begin) - 1;
+  const uint32_t under = end <= 0 ? 0 : end >= kLanes ? 0xffff : (1u << end) - 1;
+  return under & ~below;
 }
 
 // 2^x within 2e-7 of its value, for x up to 127; 0 below -126; 1 for 0; a NaN stays one.
