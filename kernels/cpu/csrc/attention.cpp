@@ -8,37 +8,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kNumbersPerTask = 1 << 15;
-
-// The last task to finish of a tile that was divided into ranges merges what all of them left, in
-// the order of the splits.
-template <typename T>
-void attend(const Call<T>& call) {
-  thread_local AttentionPlan made;
-  thread_local Buffer kept;
-  AttentionPlan& plan = made;
-  plan.make(call.shape, threads());
-  float* states = kept.reserve(plan.kept_floats);
-  parallel(static_cast<int64_t>(plan.tasks.size()), [&](int64_t index) {
-    thread_local Workspace space;
-    auto worker_of = [&](const Task& task) {
-      return Worker<T>(call, plan.tiles[task.tile], task, space, states);
-    };
-    const Task& task = plan.tasks[index];
-    Worker<T> worker = worker_of(task);
-    if (call.cache.in_vectors() && index + 1 < static_cast<int64_t>(plan.tasks.size())) {
-      const Cells<T> after = worker_of(plan.tasks[index + 1]).beginning();
-      worker.attend(&after);
-    } else {
-      worker.attend(nullptr);
-    }
-    int* unfinished = &plan.unfinished[task.tile];
-    if (plan.tiles[task.tile].ranges > 1 && __atomic_sub_fetch(unfinished, 1, __ATOMIC_ACQ_REL) == 0) {
-      worker.finish();
-    }
-  });
-}
-
 // What changes queries, keys and values on their way from the product to attention.
 template <typename T>
 struct Projected {
@@ -58,41 +27,79 @@ struct Projected {
   }
 };
 
-// Queries are changed where they are; keys and values go into the cache.
+// The tokens of a tile, of some kv heads with their queries: these are changed where they are, keys
+// and values go into the cache.
 template <typename T>
-void rotate_and_store(const Projected<T>& projected, const Shape& shape, const CacheShape<T>& cache) {
-  const int64_t size = shape.head_dim, kv_size = shape.kv_heads * size;
-  const int64_t stride = shape.heads * size + 2 * kv_size;
+void rotate_and_store(const Projected<T>& projected, const Call<T>& call, const Tile& tile,
+                      int first_kv, int end_kv) {
+  thread_local Buffer space;
+  const Shape& shape = call.shape;
+  const int64_t size = shape.head_dim, group = shape.group(), kv_size = shape.kv_heads * size;
+  T* keys = reinterpret_cast<T*>(space.reserve(2 * kLanes * size));
+  T* values = keys + kLanes * size;
+  const int64_t end = tile.first_token + tile.queries;
   auto same = [](Lanes x) { return x; };
-  const int64_t step = kNumbersPerTask / stride + 1;
-  parallel((projected.tokens + step - 1) / step, [&](int64_t task) {
-    thread_local Buffer space;
-    T* keys = reinterpret_cast<T*>(space.reserve(2 * kLanes * size));
-    T* values = keys + kLanes * size;
-    const int64_t begin = task * step, end = std::min(projected.tokens, begin + step);
-    by_vectors(cache, projected.slots, projected.tokens, begin, end, [&](int64_t first, int count) {
-      for (int64_t t = first; t < first + count; ++t) {
-        T* query = projected.rows + t * stride;
-        for (int64_t h = 0; h < shape.heads; ++h) {
-          change_head(projected.change(t, size, projected.query_norm), query + h * size,
-                      query + h * size, same);
+  by_vectors(call.cache, projected.slots, projected.tokens, tile.first_token, end,
+             [&](int64_t first, int count) {
+    for (int64_t kv = first_kv; kv < end_kv; ++kv) {
+      for (int i = 0; i < count; ++i) {
+        T* row = projected.rows + (first + i) * call.query_stride;
+        HeadChange<T> change = projected.change(first + i, size, projected.query_norm);
+        for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+          change_head(change, row + h * size, row + h * size, same);
         }
+        const T* key = row + (shape.heads + kv) * size;
+        change.norm = projected.key_norm;
+        change_head(change, key, keys + i * size, finite_or_zero);
+        copy_finite(values + i * size, key + kv_size, size);
       }
-      for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
-        for (int i = 0; i < count; ++i) {
-          const int64_t t = first + i;
-          const T* key = projected.rows + t * stride + (shape.heads + kv) * size;
-          change_head(projected.change(t, size, projected.key_norm), key, keys + i * size,
-                      finite_or_zero);
-          copy_finite(values + i * size, key + kv_size, size);
-        }
-        if (count == 1) {
-          place_cell(cache, projected.slots[first], kv, keys, values);
-        } else {
-          place_vector(cache, projected.slots[first], kv, keys, values);
-        }
+      if (count == 1) {
+        place_cell(call.cache, projected.slots[first], kv, keys, values);
+      } else {
+        place_vector(call.cache, projected.slots[first], kv, keys, values);
       }
+    }
+  });
+}
+
+// `projected`: null where queries are ready and keys and values stored. The last task to finish of a
+// tile that was divided into ranges merges what all of them left, in the order of the splits.
+template <typename T>
+void attend(const Call<T>& call, const Projected<T>* projected) {
+  thread_local AttentionPlan made;
+  thread_local Buffer kept;
+  AttentionPlan& plan = made;
+  plan.make(call.shape, threads());
+  // What other tasks read has to be there before; the rest is stored by who reads it.
+  if (projected != nullptr && plan.together > 0) {
+    parallel(static_cast<int64_t>(plan.tiles.size()), [&](int64_t index) {
+      const Tile& tile = plan.tiles[index];
+      const int kv_heads = static_cast<int>(call.shape.kv_heads);
+      if (!tile.alone) rotate_and_store(*projected, call, tile, 0, kv_heads);
     });
+  }
+  float* states = kept.reserve(plan.kept_floats);
+  parallel(static_cast<int64_t>(plan.tasks.size()), [&](int64_t index) {
+    thread_local Workspace space;
+    auto worker_of = [&](const Task& task) {
+      return Worker<T>(call, plan.tiles[task.tile], task, space, states);
+    };
+    const Task& task = plan.tasks[index];
+    const Tile& tile = plan.tiles[task.tile];
+    if (projected != nullptr && tile.alone) {
+      rotate_and_store(*projected, call, tile, task.first_kv, task.end_kv);
+    }
+    Worker<T> worker = worker_of(task);
+    if (call.cache.in_vectors() && index + 1 < static_cast<int64_t>(plan.tasks.size())) {
+      const Cells<T> after = worker_of(plan.tasks[index + 1]).beginning();
+      worker.attend(&after);
+    } else {
+      worker.attend(nullptr);
+    }
+    int* unfinished = &plan.unfinished[task.tile];
+    if (tile.ranges > 1 && __atomic_sub_fetch(unfinished, 1, __ATOMIC_ACQ_REL) == 0) {
+      worker.finish();
+    }
   });
 }
 
@@ -107,11 +114,11 @@ void rotate_and_store(const Projected<T>& projected, const Shape& shape, const C
       const int32_t* contexts, const int64_t* marks, const int32_t* tables,                     \
       int64_t table_stride, int64_t sequences, int64_t heads, int64_t kv_heads,                 \
       int64_t head_dim, int64_t block_size, int64_t window, float scale, float softcap) {       \
-    octavo::attend(octavo::Call<T>{                                                             \
+    octavo::attend<T>(octavo::Call<T>{                                                             \
         {offsets, contexts, marks, sequences, heads, kv_heads, head_dim, block_size,            \
          static_cast<int>(window)},                                                             \
         octavo::Scoring::of(scale, softcap), query, query_stride, out,                          \
-        {cache, block_size, kv_heads, head_dim}, tables, table_stride});                        \
+        {cache, block_size, kv_heads, head_dim}, tables, table_stride}, nullptr);               \
   }
 
 // Tensors as in `ops.AttendProjected`; null for no norm.
@@ -125,13 +132,12 @@ void rotate_and_store(const Projected<T>& projected, const Shape& shape, const C
       float softcap) {                                                                          \
     const octavo::Shape shape{offsets,  contexts, marks,      sequences,               heads,   \
                               kv_heads, head_dim, block_size, static_cast<int>(window)};        \
-    const octavo::CacheShape<T> held{cache, block_size, kv_heads, head_dim};                    \
-    octavo::rotate_and_store<T>(                                                                \
-        {projected, cosine, sine, rotary, query_norm, key_norm, epsilon, slots, tokens}, shape, \
-        held);                                                                                  \
-    octavo::attend(octavo::Call<T>{shape, octavo::Scoring::of(scale, softcap), projected,       \
-                                   (heads + 2 * kv_heads) * head_dim, out, held, tables,        \
-                                   table_stride});                                              \
+    const octavo::Projected<T> made{projected, cosine,  sine,  rotary, query_norm,              \
+                                    key_norm,  epsilon, slots, tokens};                         \
+    octavo::attend<T>(octavo::Call<T>{shape, octavo::Scoring::of(scale, softcap), projected,       \
+                                   (heads + 2 * kv_heads) * head_dim, out,                      \
+                                   {cache, block_size, kv_heads, head_dim}, tables,             \
+                                   table_stride}, &made);                                       \
   }
 
 OCTAVO_ATTEND(f32, float)

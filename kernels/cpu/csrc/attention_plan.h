@@ -33,6 +33,7 @@ struct Tile {
   int first_position;  // of the tile's
   int low, end;        // positions that some query sees: low .. end - 1
   int first_split, end_split;
+  bool alone;        // all that its sequence has in this step, and each head one task's
   int ranges = 1;    // tasks that its splits are divided into; then their states are kept
   int64_t kept = 0;  // where, in floats
 };
@@ -59,6 +60,7 @@ class AttentionPlan {
   std::vector<Task> tasks;
   std::vector<int> unfinished;  // tasks of each tile
   int64_t kept_floats = 0;
+  int together = 0;  // tiles that are not alone
 
   void make(const Shape& shape, int threads) {
     tiles.clear();
@@ -71,7 +73,11 @@ class AttentionPlan {
     for (int i = 0; i < static_cast<int>(tiles.size()); ++i) {
       divide(shape, i, (cost_of(shape, tiles[i]) + grain - 1) / grain);
     }
-    for (const Tile& tile : tiles) unfinished.push_back(tile.ranges);
+    together = 0;
+    for (const Tile& tile : tiles) {
+      unfinished.push_back(tile.ranges);
+      if (!tile.alone) ++together;
+    }
   }
 
  private:
@@ -97,6 +103,7 @@ class AttentionPlan {
       tile.sequence = sequence;
       tile.first_token = token;
       tile.queries = std::min(step, end - token);
+      tile.alone = tile.queries == end - first;
       tile.start = before;
       tile.first_position = before + token - first;
       tile.low = shape.first_seen(tree ? before : tile.first_position);
@@ -122,6 +129,7 @@ class AttentionPlan {
       }
       return;
     }
+    tile.alone = false;
     tile.ranges = count;
     tile.kept = kept_floats;
     kept_floats += splits * State::floats(tile.queries * static_cast<int>(shape.heads), shape.width());

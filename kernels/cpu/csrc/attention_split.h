@@ -56,26 +56,17 @@ inline void merge(const State& into, const State& from, int rows) {
 }
 
 // Where the cells of a split lie that some row of a tile sees, of one kv head: those of the vectors
-// first .. end - 1, of 16 cells each. Pointers of vectors before and behind are those of the nearest,
-// so that all may be prefetched.
+// first .. end - 1, of 16 cells each.
 template <typename T>
 struct Cells {
   const T* keys[kSplit / kLanes];
   const T* values[kSplit / kLanes];
   int first = 0, end = 0;
 
-  void fill() {
-    for (int v = 0; v < kSplit / kLanes; ++v) {
-      const int near = std::min(std::max(v, first), end - 1);
-      keys[v] = keys[near], values[v] = values[near];
-    }
-  }
-
   // The same of another kv head; numbers to it, in a cache in vectors.
   Cells moved(int64_t by) const {
     Cells there = *this;
-    for (const T*& key : there.keys) key += by;
-    for (const T*& value : there.values) value += by;
+    for (int v = first; v < end; ++v) there.keys[v] += by, there.values[v] += by;
     return there;
   }
 };
@@ -132,7 +123,8 @@ inline Lanes store_weights(float* weights, int cell, Lanes x) {
 // The vectors first .. end - 1 of one row's products become weights; the split is that of `begin`.
 template <typename T>
 void soften(float* products, int first, int end, int begin, const Sight& sight,
-            const Scoring& scoring, float* weights, float* largest_score, float* sum_of_weights) {
+            const Scoring& scoring, float* weights, float* largest_score, float* sum_of_weights,
+            Fetch& fetch) {
   const int whole = std::min(sight.stop, sight.tree);  // no cell before it is left out
   Lanes most = all(-kInfinity);
   for (int v = first; v < end; ++v) {
@@ -142,12 +134,14 @@ void soften(float* products, int first, int end, int begin, const Sight& sight,
       score = select(sight.lanes(position), score, all(-kInfinity));
     }
     store(products + v * kLanes, score);
+    fetch.some();
     most = max(most, score);
   }
   *largest_score = largest(most);
   const Lanes base = all(*largest_score == -kInfinity ? 0.0f : *largest_score);
   Lanes total = zero();
   for (int v = first; v < end; ++v) {
+    fetch.some();
     total += store_weights<T>(weights, v * kLanes, exp2(load(products + v * kLanes) - base));
   }
   *sum_of_weights = sum(total);

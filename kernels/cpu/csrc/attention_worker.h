@@ -26,6 +26,7 @@ struct Call {
 // What one thread works in; grows to the largest task it has met.
 struct Workspace {
   Buffer queries, gathered, products, weights, state, fresh;
+  Fetch fetch;
 };
 
 template <typename T>
@@ -33,7 +34,7 @@ class Worker {
  public:
   Worker(const Call<T>& call, const Tile& tile, const Task& task, Workspace& space, float* kept)
       : call_(call), shape_(call.shape), tile_(tile), task_(task), space_(space),
-        kept_(kept + tile.kept) {}
+        kept_(kept + tile.kept), group_(call.shape.group()) {}
 
   // Where the task reads first; in a cache in vectors.
   Cells<T> beginning() const { return find_cells(task_.first_split); }
@@ -44,18 +45,22 @@ class Worker {
     const bool in_vectors = call_.cache.in_vectors();
     Cells<T> here, next;
     if (in_vectors) here = beginning();
+    space_.fetch.begin(0);
     for (int split = task_.first_split; split < task_.end_split; ++split) {
       for (int h = 0; h < heads(); ++h) {
         if (!in_vectors) {
-          here = next = gather(split, task_.first_kv + h);
+          here = gather(split, task_.first_kv + h);
         } else if (h + 1 < heads()) {
           next = here.moved(call_.cache.head_size());
         } else if (split + 1 < task_.end_split) {
           next = find_cells(split + 1);
         } else if (after != nullptr) {
           next = *after;
+        } else {
+          next.first = next.end = 0;
         }
-        attend_split(split, h, here, next);
+        if (in_vectors) fetch(next);
+        attend_split(split, h, here);
         here = next;
       }
     }
@@ -85,19 +90,25 @@ class Worker {
   };
 
   bool whole() const { return tile_.ranges == 1; }
-  int rows() const { return tile_.queries * shape_.group(); }  // of one kv head
+  int rows() const { return tile_.queries * group_; }  // of one kv head
   int heads() const { return task_.end_kv - task_.first_kv; }
 
   Rows rows_from(int row) const {
     Rows group;
     group.first = row;
     group.count = std::min(kTileRows, rows() - row);
-    group.low = tile_.end;
-    group.high = 0;
-    for (int r = 0; r < group.count; ++r) {
-      const Sight& sight = group.sights[r] = sight_of(shape_, tile_, (row + r) / shape_.group());
-      group.low = std::min(group.low, sight.begin);
-      group.high = std::max(group.high, sight.stop);
+    int query = row / group_, head = row - query * group_;
+    Sight sight = sight_of(shape_, tile_, query);
+    group.low = sight.begin;
+    group.high = sight.stop;
+    for (int r = 0; r < group.count; ++r, ++head) {
+      if (head == group_) {
+        head = 0;
+        sight = sight_of(shape_, tile_, ++query);
+        group.low = std::min(group.low, sight.begin);
+        group.high = std::max(group.high, sight.stop);
+      }
+      group.sights[r] = sight;
     }
     group.first_split = group.low / kSplit;
     group.end_split = (group.high - 1) / kSplit + 1;
@@ -125,8 +136,8 @@ class Worker {
     for (int kv = task_.first_kv; kv < task_.end_kv; ++kv) {
       for (int q = 0; q < tile_.queries; ++q) {
         const T* head = call_.query + (tile_.first_token + q) * call_.query_stride +
-                        kv * shape_.group() * shape_.head_dim;
-        for (int g = 0; g < shape_.group(); ++g, head += shape_.head_dim, packed += floats) {
+                        kv * group_ * shape_.head_dim;
+        for (int g = 0; g < group_; ++g, head += shape_.head_dim, packed += floats) {
           for (int i = 0; i < floats; i += kLanes) {
             const int left = floats - i;
             Lanes part;
@@ -164,7 +175,6 @@ class Worker {
       cells.values[v] = call_.cache.value(table()[block], cell, task_.first_kv);
       if ((cell += kLanes) == block_size) cell = 0, ++block;
     }
-    cells.fill();
     return cells;
   }
 
@@ -194,29 +204,35 @@ class Worker {
       cells.keys[v] = keys + v * kLanes * kNumbers;
       cells.values[v] = values + v * kLanes * head_dim;
     }
-    cells.fill();
     return cells;
   }
 
+  // These cells are to be fetched while others are attended.
+  void fetch(const Cells<T>& cells) {
+    const int64_t strip = kLanes * shape_.head_dim, keys = shape_.block_size * shape_.head_dim;
+    space_.fetch.begin(strip * sizeof(T));
+    // A block's keys are parted among its vectors like its values, whatever cells they are of.
+    for (int v = cells.end; v-- > cells.first;) space_.fetch.add(cells.values[v]);
+    for (int v = cells.end; v-- > cells.first;) space_.fetch.add(cells.values[v] - keys);
+  }
+
   // All rows of the task's head number h over the cells of a split.
-  void attend_split(int split, int h, const Cells<T>& cells, const Cells<T>& next) {
+  void attend_split(int split, int h, const Cells<T>& cells) {
     const State target = (whole() ? running_state() : kept_state(split)).from_row(h * rows());
     const State fresh = State::at(space_.fresh.reserve(State::floats(kTileRows, shape_.width())),
                                   kTileRows, shape_.width());
-    const Cells<T>* ahead = &next;
     for (int row = 0; row < rows(); row += kTileRows) {
       const Rows group = rows_from(row);
       if (split < group.first_split || split >= group.end_split) continue;
       const State part = target.from_row(row);
       const bool more = whole() && split > group.first_split;
-      attend_rows(split * kSplit, h, group, cells, *ahead, more ? fresh : part);
+      attend_rows(split * kSplit, h, group, cells, more ? fresh : part);
       if (more) merge(part, fresh, group.count);
       if (whole() && split == group.end_split - 1) write(part, task_.first_kv + h, group);
-      ahead = &cells;  // the next group's reads are where this one's were
     }
   }
 
-  void attend_rows(int begin, int h, const Rows& group, const Cells<T>& cells, const Cells<T>& ahead,
+  void attend_rows(int begin, int h, const Rows& group, const Cells<T>& cells,
                    const State& target) {
     const int first = std::max(group.low - begin, 0) / kLanes;
     const int end = (std::min(group.high - begin, kSplit) + kLanes - 1) / kLanes;
@@ -227,43 +243,46 @@ class Worker {
     scores.queries = space_.queries.data() + row * query_floats();
     scores.words = call_.words();
     scores.keys = cells.keys + first;
-    scores.ahead = ahead.keys + first;
     scores.key_stride = in_vectors ? call_.cache.key_stride() : kSplit * kInWord<T>;
     scores.scores = products + first * kLanes;
     scores.score_stride = kSplit;
-    for (int v = 0; v < end - first; v += kTileVectors) {
-      multiply(group.count, std::min(kTileVectors, end - first - v), scores.from_vector(v));
+    scores.fetch = &space_.fetch;
+    const int most = ScoreProduct<T>::most(group.count);
+    for (int v = 0; v < end - first; v += most) {
+      multiply(group.count, std::min(most, end - first - v), scores.from_vector(v));
     }
     float* weights = space_.weights.reserve(kTileRows * kSplit);
     for (int r = 0; r < group.count; ++r) {
       soften<T>(products + r * kSplit, first, end, begin, group.sights[r], call_.scoring,
-                weights + r * kSplit, target.largest + r, target.sum + r);
+                weights + r * kSplit, target.largest + r, target.sum + r, space_.fetch);
     }
     constexpr int kFloats = kLanes / kInWord<T> * kFactors<T>;  // weights of a vector of cells
     MixProduct<T> mix;
     mix.weights = weights + first * kFloats;
     mix.weight_stride = kSplit;
     mix.values = cells.values + first;
-    mix.ahead = ahead.values + first;
     mix.vectors = end - first;
     mix.value_stride = call_.cache.value_stride();
     mix.mixed_stride = target.width;
+    mix.fetch = &space_.fetch;
     const int head_dim = static_cast<int>(shape_.head_dim);
-    for (int d = 0; d < head_dim; d += kTileVectors * kLanes) {
-      const int left = head_dim - d, vectors = std::min(kTileVectors, (left + kLanes - 1) / kLanes);
+    for (int d = 0, vectors; d < head_dim; d += vectors * kLanes) {
+      const int whole = (head_dim - d) / kLanes;
+      vectors = std::min(std::max(whole, 1), kTileVectors);
       mix.dimension = d;
-      mix.last = std::min(left - (vectors - 1) * kLanes, kLanes);
+      mix.last = std::min(head_dim - d, kLanes);
       mix.mixed = target.mixed + d;
       multiply(group.count, vectors, mix);
     }
   }
 
   void write(const State& state, int kv, const Rows& rows) const {
-    const int group = shape_.group(), head_dim = static_cast<int>(shape_.head_dim);
-    for (int r = 0; r < rows.count; ++r) {
-      const int row = rows.first + r;
-      const int64_t token = tile_.first_token + row / group, head = kv * group + row % group;
-      T* out = call_.out + (token * shape_.heads + head) * head_dim;
+    const int head_dim = static_cast<int>(shape_.head_dim);
+    int64_t token = tile_.first_token + rows.first / group_;
+    int64_t head = rows.first % group_;
+    for (int r = 0; r < rows.count; ++r, ++head) {
+      if (head == group_) head = 0, ++token;
+      T* out = call_.out + (token * shape_.heads + kv * group_ + head) * head_dim;
       const Lanes share = all(1.0f / state.sum[r]);
       const float* mixed = state.mixed + int64_t{r} * state.width;
       for (int d = 0; d < head_dim; d += kLanes) {
@@ -279,6 +298,7 @@ class Worker {
   const Task& task_;
   Workspace& space_;
   float* kept_;
+  const int group_;
 };
 
 }  // namespace octavo

@@ -4,15 +4,14 @@
 // for weighted sums of values, whatever the number of rows and columns: bitwise the same alone and
 // among others.
 //
-// Along with each vector of the cache that is read goes a prefetch of the vector at the same place
-// "ahead", where the next call will read: the processor's own prefetchers do not see through tables of
-// blocks.
+// Between their steps both fetch some of what will be wanted next (see fetch.h).
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "cells.h"
+#include "fetch.h"
 
 namespace octavo {
 
@@ -54,12 +53,7 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes sum) {
   return fma(a, b, sum);
 }
 
-inline void prefetch(const void* place) {
-  _mm_prefetch(static_cast<const char*>(place), _MM_HINT_T0);
-}
-
-// sums [Rows][Vectors] += the rows' factors of one word * the vectors of words at `place`. The last
-// vector is of `last` words only, unless these are 16.
+// sums [Rows][Vectors] += the rows' factors of one word * the vectors of words.
 template <typename T, int Rows, int Vectors>
 inline void accumulate(const float* left, int left_stride, const Lanes (&words)[Vectors],
                        Lanes (&sums)[Rows][Vectors]) {
@@ -79,10 +73,14 @@ struct ScoreProduct {
   const float* queries;  // [rows, words * kFactors]
   int words;
   const T* const* keys;  // of each vector
-  const T* const* ahead;
   int64_t key_stride;
   float* scores;  // [rows], score_stride apart, a vector after the other
   int score_stride;
+  Fetch* fetch;
+
+  static constexpr int most(int rows) {
+    return rows <= kTileRows / 2 ? 2 * kTileVectors : kTileVectors;
+  }
 
   template <int Rows, int Vectors>
   void tile() const {
@@ -95,8 +93,8 @@ struct ScoreProduct {
       Lanes column[Vectors];
       for (int v = 0; v < Vectors; ++v) {
         column[v] = load_words(keys[v] + w * key_stride, kLanes);
-        prefetch(ahead[v] + w * key_stride);
       }
+      fetch->some();
       accumulate<T, Rows, Vectors>(queries + w * kFactors<T>, stride, column, sums);
     }
     for (int r = 0; r < Rows; ++r) {
@@ -105,7 +103,7 @@ struct ScoreProduct {
   }
 
   ScoreProduct from_vector(int v) const {
-    return {queries, words, keys + v, ahead + v, key_stride, scores + v * kLanes, score_stride};
+    return {queries, words, keys + v, key_stride, scores + v * kLanes, score_stride, fetch};
   }
 };
 
@@ -115,18 +113,21 @@ struct MixProduct {
   const float* weights;  // [rows], weight_stride apart: [16 / kInWord * kFactors] for each vector
   int weight_stride;
   const T* const* values;  // of each vector of cells
-  const T* const* ahead;
   int vectors;
   int64_t value_stride;
-  int dimension;  // the first one, and how many there are in the last vector
-  int last;
+  int dimension;  // the first one
+  int last;       // dimensions of the last vector
   float* mixed;  // [rows, mixed_stride], from the first dimension on
   int mixed_stride;
+  Fetch* fetch;
+
+  static constexpr int most(int) { return kTileVectors; }
 
   template <int Rows, int Vectors>
   void tile() const {
     if (last == kLanes) return tile<Rows, Vectors, true>();
-    tile<Rows, Vectors, false>();
+    // A few dimensions are left to go by themselves.
+    if constexpr (Vectors == 1) tile<Rows, 1, false>();
   }
 
   template <int Rows, int Vectors, bool Whole>
@@ -139,14 +140,13 @@ struct MixProduct {
     const float* left = weights;
     for (int c = 0; c < vectors; ++c) {
       const T* place = values[c] + dimension * kInWord<T>;
-      const T* next = ahead[c] + dimension * kInWord<T>;
       for (int w = 0; w < kWords; ++w) {
         Lanes column[Vectors];
         for (int v = 0; v < Vectors; ++v) {
           const int64_t at = w * value_stride + v * kLanes * kInWord<T>;
           column[v] = load_words(place + at, Whole || v < Vectors - 1 ? kLanes : last);
-          prefetch(next + at);
         }
+        fetch->some();
         accumulate<T, Rows, Vectors>(left, weight_stride, column, sums);
         left += kFactors<T>;
       }
@@ -157,30 +157,25 @@ struct MixProduct {
   }
 };
 
-// product.tile<rows, Vectors>() for 1 .. kTileRows rows.
-template <int Vectors, typename Product>
-void multiply_rows(int rows, const Product& product) {
-  switch (rows) {
-    case 1: return product.template tile<1, Vectors>();
-    case 2: return product.template tile<2, Vectors>();
-    case 3: return product.template tile<3, Vectors>();
-    case 4: return product.template tile<4, Vectors>();
-    case 5: return product.template tile<5, Vectors>();
-    default: return product.template tile<6, Vectors>();
+// product.tile<Rows, vectors>() for 1 .. Most vectors.
+template <int Rows, int Most, typename Product>
+void multiply_vectors(int vectors, const Product& product) {
+  if constexpr (Most > 1) {
+    if (vectors < Most) return multiply_vectors<Rows, Most - 1>(vectors, product);
   }
+  product.template tile<Rows, Most>();
 }
 
-// The same for 1 .. kTileVectors vectors, too.
+// The same for 1 .. kTileRows rows, and Product::most(rows) vectors.
 template <typename Product>
 void multiply(int rows, int vectors, const Product& product) {
-  switch (vectors) {
-    case 1: return multiply_rows<1>(rows, product);
-#ifdef __AVX512F__
-    case 2: return multiply_rows<2>(rows, product);
-    case 3: return multiply_rows<3>(rows, product);
-    case 4: return multiply_rows<4>(rows, product);
-#endif
-    default: return;
+  switch (rows) {
+    case 1: return multiply_vectors<1, Product::most(1)>(vectors, product);
+    case 2: return multiply_vectors<2, Product::most(2)>(vectors, product);
+    case 3: return multiply_vectors<3, Product::most(3)>(vectors, product);
+    case 4: return multiply_vectors<4, Product::most(4)>(vectors, product);
+    case 5: return multiply_vectors<5, Product::most(5)>(vectors, product);
+    default: return multiply_vectors<6, Product::most(6)>(vectors, product);
   }
 }
 
