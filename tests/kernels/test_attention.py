@@ -295,6 +295,60 @@ def test_the_same_bits_alone_in_chunks_in_a_crowd_and_with_any_number_of_threads
                     assert torch.equal(torch.cat(parts), expected[-210:])
 
 
+@pytest.mark.parametrize(
+    ("crowd", "cuts"),
+    [
+        (((33, 33), (1, 140), (210, 700)), ((210,), (1,) * 210, (7, 90, 1, 112))),
+        (((33, 33), (1, 140), (5, 2300)), ((5,), (1,) * 5, (2, 3))),
+    ],
+    ids=["a chunk", "a long context"],
+)
+@pytest.mark.parametrize("block_size", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", [p for p in PROVIDERS if p != "reference"])
+def test_from_projections_the_same_bits_whoever_stores_what_he_attends_to(
+    level: str,
+    dtype: torch.dtype,
+    block_size: int,
+    crowd: tuple[tuple[int, int], ...],
+    cuts: tuple[tuple[int, ...], ...],
+) -> None:
+    plan_attention, attend_projected = (
+        find(level, "plan_attention"),
+        find(level, "attend_projected"),
+    )
+    step = paged_step(
+        crowd, heads=6, kv_heads=2, head_dim=64, block_size=block_size, dtype=dtype
+    ).filled_by(plan_attention)
+    generator = torch.Generator().manual_seed(3)
+    tokens = len(step.query)
+    projected = torch.randn(tokens, 10 * 64, generator=generator).to(dtype)
+    cosine, sine = (torch.randn(tokens, 1, 64, generator=generator).to(dtype) for _ in range(2))
+    layer = AttentionLayer(scale=0.125)
+
+    def run(part: PagedStep, first: int, end: int) -> torch.Tensor:
+        plan, rows = part.plan(plan_attention), slice(first, end)
+        changed = projected[rows].clone()
+        mixed: torch.Tensor = attend_projected(
+            plan, part.cache, changed, cosine[rows], sine[rows], layer
+        )
+        return mixed
+
+    whole = replace(step, cache=step.cache.clone())
+    expected = run(whole, 0, tokens)
+    own = step.block_tables[-1][: -(-crowd[-1][1] // block_size)].long()
+    for threads in (1, 2, 5):
+        with with_threads(level, threads):
+            for cut in cuts:
+                again = replace(step, cache=step.cache.clone())
+                first, rows = tokens - sum(cut), []
+                for part in _parts(again, cut):
+                    rows.append(run(part, first, first + len(part.query)))
+                    first += len(part.query)
+                assert torch.equal(torch.cat(rows), expected[-sum(cut) :])
+                assert torch.equal(again.cache[own], whole.cache[own])
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
