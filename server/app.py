@@ -31,7 +31,7 @@ from .generation import Generation
 from .http_server import http_server
 from .keys import read_keys
 from .listener import connection_limit, url_of
-from .middleware import Gate, KeyGuard, Reception
+from .middleware import QUEUED, Direct, Gate, KeyGuard, Reception
 from .models import ModelPool, ServedModel
 from .observe.metrics import Metrics
 from .observe.throughput import Throughput
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncEngine
 
 log = logging.getLogger(__name__)
+Endpoint = Callable[[Request], Awaitable[Response]]
 _LOOKS = (10_000, 10, 100)  # for garbage: a step of many streams makes no 10,000 things that last
 
 
@@ -120,8 +121,9 @@ def create_app(
     app.state.threads = threads
     app.state.renderer = own
     app.state.helpers = (*checks.values(), own, strangers, threads)
-    _add_routes(app, desk, metrics)
+    endpoints = _add_routes(app, desk, metrics)
     # The last one added is the outermost.
+    app.add_middleware(Direct, endpoints={path: endpoints[path] for path in QUEUED})
     app.add_middleware(Gate, admission=admission, bodies=bodies)
     if keys := read_keys(settings):
         salted = settings.prefix_cache_salt == "key"
@@ -284,7 +286,7 @@ class _Route(Route):
     def __init__(
         self,
         path: str,
-        endpoint: Callable[[Request], Awaitable[Response]],
+        endpoint: Endpoint,
         methods: tuple[str, ...],
     ) -> None:
         super().__init__(path, endpoint)
@@ -295,19 +297,22 @@ class _Route(Route):
         return match, {**found, "route": self}
 
 
-def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
+def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> dict[str, Endpoint]:
+    """Returns the endpoints by path."""
+    endpoints: dict[str, Endpoint] = {}
     admin, models = Admin(desk, metrics), Models(desk)
     description = Description(app.title, app.version)
     app.openapi = description.document  # type: ignore[method-assign]
 
     def add(
         path: str,
-        endpoint: Callable[[Request], Awaitable[Response]],
+        endpoint: Endpoint,
         *methods: str,
         takes: type[Struct] | None = None,
         gives: type[Struct] | None = None,
         streams: bool = False,
     ) -> None:
+        endpoints[path] = endpoint
         app.router.routes.append(_Route(path, endpoint, methods))
         for method in methods:
             description.add(path, endpoint, method, takes=takes, gives=gives, streams=streams)
@@ -333,6 +338,7 @@ def _add_routes(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     add("/version", admin.version, "GET")
     add("/load", admin.load, "GET")
     add("/metrics", admin.metrics, "GET")
+    return endpoints
 
 
 def _fingerprint(settings: Settings, model: ServedModel) -> str:

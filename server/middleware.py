@@ -11,19 +11,20 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
-from octavo.engine.errors import DeadlineExceeded, Draining, EngineError, Overloaded
+from octavo.engine.errors import DeadlineExceeded, Draining, EngineError, OctavoError, Overloaded
 
 from .observe.log import current_request_id, log_finished
 from .observe.tally import Tally
 from .openai.errors import InvalidKey, error_answer, row_of
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .admission import Admission
@@ -147,6 +148,32 @@ class Gate:
         finally:
             permit.release()
             share.release()
+
+
+class Direct:
+    """Calls the endpoints that generate. All else goes on to the framework, whose router, with what
+    it wraps around each of its routes, takes a sixth of the time that a short request costs."""
+
+    def __init__(
+        self, app: ASGIApp, *, endpoints: Mapping[str, Callable[[Request], Awaitable[Response]]]
+    ) -> None:
+        """`endpoints`: of POST, by path."""
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _path(scope) if scope["type"] == "http" and scope["method"] == "POST" else ""
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        scope["state"]["route"] = path
+        try:
+            response = await endpoint(Request(scope, receive, send))
+        except OctavoError as error:
+            scope["state"]["error"] = error
+            response = error_answer(error)
+        await response(scope, receive, send)
 
 
 class KeyGuard:
