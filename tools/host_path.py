@@ -112,8 +112,7 @@ def _timed_launch(
     runner, capacity = launch(config, progress, stream)
     computer: Any = runner.computer
     for owner, name in (
-        (computer._model, "forward"),
-        (computer._model, "logits"),
+        (computer, "_forwards"),  # its model's forward pass, or the replay of one
         (computer._sampler, "draw"),
     ):
         _replace(owner, name, compute.wrap(getattr(owner, name)))
