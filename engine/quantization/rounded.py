@@ -8,11 +8,12 @@ from types import MappingProxyType
 from torch import Tensor
 
 from octavo.kernels.ops import Ops, PackedLinear
+from octavo.kernels.reference.quantized import GROUPS
 
 from .none import Unquantized
 
 BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
-_HEAD_BITS = 8  # of the vocabulary's matrix, which 4 bits cost more in quality than they save
+_SCALE_BITS = 16
 
 
 class Rounded(Unquantized):
@@ -27,4 +28,20 @@ class Rounded(Unquantized):
         return self._pack_quantized(tensors["weight"], tensors.get("bias"), self._bits)
 
     def head(self, weight: Tensor) -> PackedLinear:
-        return self._pack_quantized(weight, None, _HEAD_BITS)
+        return self._pack_quantized(weight, None, self._bits)
+
+
+def rounded_bytes(stored: int, *, left: int, quantization: str, itemsize: int) -> int:
+    """What weights take when they have been rounded, their scales included.
+
+    Args:
+        stored: bytes of all weights before.
+        left: bytes of those that stay as they are.
+        quantization: as of `--quantization`; what is none of `BITS` rounds nothing here.
+        itemsize: bytes of a number before.
+    """
+    bits = BITS.get(quantization)
+    if bits is None:
+        return stored
+    shared = bits + _SCALE_BITS / GROUPS[bits]
+    return left + int((stored - left) * shared / (8 * itemsize))

@@ -32,6 +32,7 @@ from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..models.base import Model
 from ..params import SamplingParams
+from ..quantization.rounded import rounded_bytes
 from ..sampling.drawing import plain_draw
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
@@ -105,6 +106,7 @@ def launch(
         longest=memory.max_model_len if memory is not None else config.max_model_len,
     )
     block = _block(config, numbers, kv_dtype)
+    weight_bytes = _held_bytes(config, numbers, dtype, model.weight_bytes)
     transfer = transfer_to(device)
 
     def make_cache(num_blocks: int, num_host_blocks: int = 0) -> KVCache:
@@ -121,7 +123,7 @@ def launch(
     if memory is not None:
         progress("allocating the KV cache", 0, 0)
         kv = make_cache(memory.num_blocks, memory.num_host_blocks)
-        parts = {"weights": model.weight_bytes, "kv_cache": memory.num_blocks * block}
+        parts = {"weights": weight_bytes, "kv_cache": memory.num_blocks * block}
     else:
         assert gpu is not None
         progress("measuring the memory", 0, 0)
@@ -190,7 +192,7 @@ def launch(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         kv_bytes=memory.num_blocks * block,
-        weight_bytes=model.weight_bytes,
+        weight_bytes=weight_bytes,
         parameters=model.parameter_count,
         memory=parts,
         itl_target_seconds=inter_token_target(device),
@@ -269,11 +271,13 @@ def _forwards(
 def _plan(
     config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> MemoryPlan:
+    loading = _weight_bytes(config, numbers, dtype)
     return plan_memory(
         config,
         numbers,
         available=available_memory(),
-        weights=_weight_bytes(config, numbers, dtype),
+        weights=_held_bytes(config, numbers, dtype, loading),
+        loading=loading,
         activations=activation_bytes(
             numbers,
             tokens=config.max_num_batched_tokens,
@@ -287,6 +291,17 @@ def _plan(
 
 def _block(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> int:
     return block_bytes(numbers, block_size=config.block_size, dtype=dtype)
+
+
+def _held_bytes(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype, loaded: int) -> int:
+    """What is left of weights of so many bytes when they have been rounded."""
+    embeddings = numbers.vocab_size * numbers.hidden_size * dtype.itemsize
+    return rounded_bytes(
+        loaded,
+        left=0 if numbers.tied_embeddings else embeddings,
+        quantization=config.quantization,
+        itemsize=dtype.itemsize,
+    )
 
 
 def _weight_bytes(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> int:

@@ -43,6 +43,7 @@ def plan_memory(
     weights: int,
     activations: int,
     block: int,
+    loading: int = 0,
 ) -> MemoryPlan:
     """Divide the memory.
 
@@ -51,11 +52,17 @@ def plan_memory(
         weights: bytes of the weights.
         activations: bytes of the largest step's temporaries (`activation_bytes`).
         block: bytes of one block in all layers.
+        loading: bytes of the weights while they are read, where they are rounded afterwards.
 
     Raises:
         ConfigError: max_model_len is more than the checkpoint is made for.
         DoesNotFit: the weights, or one sequence of max_model_len, need more than there is.
     """
+    if loading > available:
+        raise DoesNotFit(
+            f"The weights need {size(loading)} until they are rounded, but {size(available)} of "
+            f"memory is free; use a smaller model or --dtype bfloat16."
+        )
     fixed = weights + activations
     swap = config.swap_space // block * block
     granted = int(available * (config.memory_utilization or _HOST_UTILIZATION))

@@ -54,6 +54,14 @@ def test_a_quarter_of_what_is_free_at_most_by_default() -> None:
     assert tight.num_blocks == GIB // BLOCK
 
 
+def test_weights_that_are_rounded_must_fit_before_it() -> None:
+    config = EngineConfig(model="m")
+    numbers = {"weights": GIB, "activations": 100 << 20, "block": BLOCK}
+    assert plan_memory(config, MODEL, available=4 * GIB, loading=4 * GIB, **numbers).num_blocks
+    with pytest.raises(DoesNotFit, match=r"need 4\.1 GiB until they are rounded.*4\.0 GiB"):
+        plan_memory(config, MODEL, available=4 * GIB, loading=4 * GIB + (100 << 20), **numbers)
+
+
 def test_weights_count_against_the_share() -> None:
     heavy = plan(available=8 * GIB, weights=5 * GIB // 2, max_num_seqs=100_000)
     assert heavy.num_blocks == (3 * GIB // 2 - (100 << 20)) // BLOCK

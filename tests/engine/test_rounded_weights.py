@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+import octavo.engine
 from octavo import LLM, SamplingParams
 from octavo.engine.errors import ConfigError
+from octavo.engine.quantization.rounded import rounded_bytes
+from octavo.engine.weights import load_model
+from octavo.kernels.registry import resolve
 
 PROMPTS = ["Once upon a time there was", "The old king had three sons, and", "A"]
 PARAMS = SamplingParams(max_tokens=12, temperature=0, logprobs=1, ignore_eos=True)
@@ -39,6 +49,37 @@ def test_floats_of_8_bits_answer_nearly_as_wider_ones(settings: dict[str, str]) 
     assert len(plain) == len(rounded) > 3
     assert plain != rounded
     assert max(abs(a - b) for a, b in zip(plain, rounded, strict=True)) < 1.0
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_what_the_memory_plan_counts_is_what_rounded_weights_take(quantization: str) -> None:
+    """Of the bundled model's matrices, as they are packed; its norms come to nothing."""
+    taken: list[int] = []
+
+    def counted(pack: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:
+            packed = pack(*arguments)
+            taken.append(packed._packed.nbytes)
+            return packed
+
+        return counting
+
+    ops = resolve(torch.device("cpu"))
+    if not hasattr(ops.pack_quantized(torch.ones(2, 2), None, 8), "_packed"):
+        pytest.skip("only our own kernels pack")
+    ops = replace(
+        ops, pack_linear=counted(ops.pack_linear), pack_quantized=counted(ops.pack_quantized)
+    )
+    model = load_model(
+        Path(octavo.engine.__file__).parent / "bundled/target",
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        ops=ops,
+        quantization=quantization,
+    )
+    assert model.config.tied_embeddings
+    planned = rounded_bytes(model.weight_bytes, left=0, quantization=quantization, itemsize=2)
+    assert sum(taken) == pytest.approx(planned, rel=0.01)
 
 
 def test_an_unknown_kind_is_named() -> None:
