@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+
+from ..fakes import attention_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +57,7 @@ def test_goals_are_met_missed_or_not_run_with_the_reason_that_is_known() -> None
         "bench": {
             "nano-vllm's load, qwen3-0.6b": {"value": 22_000.0, "unit": "tokens/s", "share": 0.61},
             "HF generate, batches of 64, qwen3-0.6b": {"value": 1000.0, "unit": "tokens/s"},
-            "HF continuous batching": {"failed": "AttributeError: no"},
+            "HF continuous batching, qwen3-0.6b": {"failed": "AttributeError: no"},
         },
         "steps": {"llama-3.1-8b: a step of 1 at 1000": {"value": 9.0, "unit": "ms", "share": 0.5}},
         "kernels": {"times: flash3": {"not_run": "FlashAttention-3 is not installed"}},
@@ -74,9 +79,8 @@ def test_goals_are_met_missed_or_not_run_with_the_reason_that_is_known() -> None
 def test_the_load_and_its_floor_are_those_that_are_published() -> None:
     """nano-vllm's own numbers of tokens, and the floor worked out for 4.3 TB/s and 790 TFLOP/s."""
     bench = module("bench")
-    given, outputs = bench.nano_load(False, 151_936)
-    assert (sum(map(len, given)), sum(outputs)) == (142_827, 133_966)
-    lengths = [(len(prompt), length) for prompt, length in zip(given, outputs, strict=True)]
+    lengths = [(len(prompt), tokens) for prompt, tokens in bench.nano_load(False, 151_936)]
+    assert [sum(column) for column in zip(*lengths, strict=True)] == [142_827, 133_966]
     least = bench.floor_seconds("qwen3-0.6b", lengths, 4.3e12, 790e12)
     assert least == pytest.approx(3.7, abs=0.15)
 
@@ -140,6 +144,109 @@ def test_what_an_absent_package_has_can_be_made_but_not_used(
         assert json.loads("1") == 1
     finally:
         del sys.modules["no_such_package"], sys.modules["no_such_package.inner"]
+
+
+def test_libraries_are_asked_as_they_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compute the same as our own kernels."""
+    pytest.importorskip("triton")
+    flash = attention_libraries.as_module(
+        "flash_attn_interface",
+        flash_attn_with_kvcache=attention_libraries.flash_attn_with_kvcache,
+    )
+    infer = attention_libraries.as_module(
+        "flashinfer",
+        BatchPrefillWithPagedKVCacheWrapper=attention_libraries.BatchPrefillWithPagedKVCacheWrapper,
+    )
+    for library in (flash, infer):
+        monkeypatch.setitem(sys.modules, library.__name__, library)
+    kernels, device = module("kernels"), torch.device("cpu")
+    ops = kernels.registry.resolve(device, {"cpu": ("cuda", "reference")})
+    ceilings = module("ceilings").Ceilings(bandwidth=1.0, flops=1.0)
+    report = module("report").Report(tmp_path / "found.json")
+    bench = kernels._Bench(ops, device, ceilings, True, report)
+    bench.flash3()
+    bench.flashinfer()
+    assert [entry["passed"] for entry in report.entries.values() if "passed" in entry] == [True] * 4
+
+
+def test_continuous_batching_is_asked_as_transformers_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching import ContinuousMixin
+
+    peers, Answer = module("peers"), SimpleNamespace
+
+    class Model:
+        made = 8
+
+        def generate_batch(self, *args: Any, **settings: Any) -> dict[str, Any]:
+            inspect.signature(ContinuousMixin.generate_batch).bind(self, *args, **settings)
+            assert settings["generation_config"].max_new_tokens == 8
+            tokens = [0] * self.made
+            return {str(n): Answer(generated_tokens=tokens) for n in range(len(settings["inputs"]))}
+
+    model = Model()
+    monkeypatch.setattr(peers, "_transformers", lambda *_: (model, torch.device("cpu")))
+    options = module("report").Options(device="cuda", small=False, seconds=60)
+    report = module("report").Report(tmp_path / "found.json")
+    load = [([1, 2], 6), ([3], 10)]
+    peers.continuous("tiny", load, options, report)
+    assert report.entries["HF continuous batching, 2 requests, tiny"]["value"] > 0
+    model.made = 3  # it logs what fails, and gives the rest
+    with pytest.raises(RuntimeError, match="6 tokens of 16"):
+        peers.continuous("tiny", load, options, report)
+
+
+def test_vllm_is_asked_in_an_interpreter_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from types import SimpleNamespace as Some\n"
+        "__version__ = '0'\n"
+        "@dataclass\n"
+        "class SamplingParams:\n"
+        "    temperature: float\n"
+        "    ignore_eos: bool\n"
+        "    max_tokens: int\n"
+        "    detokenize: bool\n"
+        "class LLM:\n"
+        "    def __init__(self, model, **settings):\n"
+        "        assert settings['load_format'] == 'dummy', settings\n"
+        "    def generate(self, prompts, params, use_tqdm):\n"
+        "        pairs = zip(prompts, params, strict=True)\n"
+        "        made = [given['prompt_token_ids'][:1] * p.max_tokens for given, p in pairs]\n"
+        "        return [Some(outputs=[Some(token_ids=ids)]) for ids in made]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    peers, Options = module("peers"), module("report").Options
+    options = Options(device="cuda", small=False, seconds=60, vllm_python=sys.executable)
+    report = module("report").Report(tmp_path / "found.json")
+    peers.vllm("tiny", [([1, 2], 6), ([3], 10)], options, report)
+    assert report.entries["vLLM, tiny"]["value"] > 0
+    nowhere = Options(device="cuda", small=False, seconds=60)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(module("report").Missing, match="--vllm-python names"):
+        peers.vllm("tiny", [([1], 1)], nowhere, report)
+
+
+def test_what_the_time_does_not_suffice_for_says_so_and_can_be_run_alone(tmp_path: Path) -> None:
+    module_ = module("report")
+    options = module_.Options(device="cuda", small=False, seconds=100)
+    report = module_.Report(tmp_path / "found.json", only="second")
+    done: list[str] = []
+
+    def work(name: str, seconds: float) -> None:
+        options.need(seconds)
+        done.append(name)
+
+    for name, seconds in {"first": 5.0, "second": 50.0, "the second's": 500.0}.items():
+        report.attempt(name, partial(work, name, seconds))
+    assert done == ["second"]
+    assert "first" not in report.entries
+    assert "--only runs it by itself" in report.entries["the second's"]["not_run"]
 
 
 @pytest.mark.slow

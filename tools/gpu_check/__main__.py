@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ BLOCKS = {
     "bench": 480,
     "server": 240,
 }  # seconds each may take: 24 min
+_SPARE = 15  # of them, for beginning and end
 
 
 def main(words: list[str]) -> int:
@@ -35,17 +37,23 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--json", type=Path, help="where the results go, merged with what is there")
+    parser.add_argument("--only", default="", help="parts of blocks whose name has this in it")
+    parser.add_argument("--vllm-python", help="an interpreter that has vLLM, to measure beside")
     parser.add_argument("--alone", help=argparse.SUPPRESS)  # a block, in this process
     chosen = parser.parse_args(words)
     path = chosen.json or _default_path(chosen.device)
     if chosen.alone:
-        return alone(chosen.alone, chosen.device, path)
+        return alone(chosen.alone, chosen.device, path, chosen.only, chosen.vllm_python)
     results = _merged(path)
     results |= {"date": _now(), "machine": machine(chosen.device)}
     for block in chosen.block or BLOCKS:
         print(f"{block}:", flush=True)
         began = time.monotonic()
-        results.setdefault("blocks", {})[block] = _in_a_process(block, chosen.device, path)
+        further = [f"--only={chosen.only}"]
+        further += [f"--vllm-python={chosen.vllm_python}"] if chosen.vllm_python else []
+        found = _in_a_process(block, chosen.device, path, further)
+        blocks = results.setdefault("blocks", {})
+        blocks[block] = (blocks.get(block, {}) if chosen.only else {}) | found
         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -55,23 +63,29 @@ def main(words: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def alone(block: str, device: str, path: Path) -> int:
+def alone(
+    block: str, device: str, path: Path, only: str = "", vllm_python: str | None = None
+) -> int:
     """One block in this process; its entries go to `path` as they come."""
     from .absent import stand_in
 
-    report = Report(path)
+    report = Report(path, only)
     if device == "cuda":
         reason = _lack_of_gpu()
         if reason is not None:
             report.not_run("block", reason)
             return 0
     stand_in("llguidance", "llguidance.numpy", "msgspec")
-    options = Options(device=device, small=device == "cpu", seconds=BLOCKS[block])
-
-    def work() -> None:
+    options = Options(
+        device=device,
+        small=device == "cpu",
+        seconds=BLOCKS[block] - _SPARE,
+        vllm_python=vllm_python,
+    )
+    try:
         importlib.import_module(f".{block}", __package__).run(options, report)
-
-    report.attempt("block", work)
+    except Exception as error:  # before any of its parts could
+        report.failed("block", error)
     return 0
 
 
@@ -86,12 +100,14 @@ def _lack_of_gpu() -> str | None:
     return None
 
 
-def _in_a_process(block: str, device: str, path: Path) -> dict[str, Any]:
+def _in_a_process(
+    block: str, device: str, path: Path, further: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a block found before it ended, or was ended."""
     own = path.with_name(f".{path.stem}-{block}.json")
     own.parent.mkdir(parents=True, exist_ok=True)
     own.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __package__ or "tools.gpu_check", "--alone", block]
+    command = [sys.executable, "-m", __package__ or "tools.gpu_check", "--alone", block, *further]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if device == "cpu":
         environment["TRITON_INTERPRET"] = "1"

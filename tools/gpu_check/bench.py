@@ -1,44 +1,73 @@
-"""Block `bench`: throughput without a front end, and Hugging Face's on the same machine."""
+"""Block `bench`: throughput without a front end, and other engines' on the same machine."""
 
 from __future__ import annotations
 
 import random
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import peers
 from .ceilings import measure
 from .models import SHAPES, Offline, folder_of, kv_bytes_per_token, prompts, weight_bytes_read
-from .report import Missing, Options, Report
+from .report import Options, Report
+
+Load = list[tuple[list[int], int]]
+"""Prompts, and how many tokens are wanted of each."""
 
 
 def run(options: Options, report: Report) -> None:
+    """What decides most goals comes first; a part that no time is left for says so."""
+    nano = "tiny" if options.small else "qwen3-0.6b"
+    large = "tiny" if options.small else "llama-3.1-8b"
     with tempfile.TemporaryDirectory() as parent:
-        nano = "tiny" if options.small else "qwen3-0.6b"
-        large = "tiny" if options.small else "llama-3.1-8b"
         bench = _Bench(Path(parent), options, report)
-        report.attempt("nano-vllm's load", lambda: bench.nano(nano))
-        report.attempt("1000/1000", lambda: bench.thousand(large))
-        report.attempt("1000/1000, fp8", lambda: bench.thousand(large, quantization="fp8"))
-        report.attempt("--deterministic", lambda: bench.nano(nano, deterministic=True))
-        report.attempt("HF generate", lambda: _generate(nano, options, report))
-        report.attempt("HF continuous batching", lambda: _continuous(nano, options, report))
+        small_load = nano_load(options.small, SHAPES[nano]["vocab_size"])
+        few = few_load(options.small, SHAPES[large]["vocab_size"])
+        parts = (
+            (f"nano-vllm's load, {nano}", 40, partial(bench.nano, nano)),
+            (f"loads of {large}", 60, partial(bench.large, large)),
+            (f"loads of {large}, fp8", 50, partial(bench.large, large, quantization="fp8")),
+            ("--deterministic", 40, partial(bench.nano, nano, deterministic=True)),
+            (f"HF generate, {nano}", 60, partial(peers.generate, nano, small_load)),
+            (f"HF continuous batching, {large}", 60, partial(peers.continuous, large, few)),
+            (f"HF continuous batching, {nano}", 80, partial(peers.continuous, nano, small_load)),
+            ("vLLM", 120, partial(peers.vllm, nano, small_load)),
+            (f"loads of {large}, int4", 60, partial(bench.single, large, quantization="int4")),
+            (f"HF generate, {large}", 90, partial(peers.generate, large, small_load)),
+        )
+        for name, seconds, work in parts:
+            if name.startswith(("HF", "vLLM")):
+                work = partial(work, options, report)
+            report.attempt(name, partial(_in_time, options, seconds, work))
 
 
-def nano_load(small: bool, vocab: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts and output lengths as nano-vllm's benchmark draws them: 256 requests, lengths uniform
-    in 100 to 1024, seed 0."""
+def _in_time(options: Options, seconds: float, work: Any) -> None:
+    options.need(seconds)
+    work()
+
+
+def nano_load(small: bool, vocab: int) -> Load:
+    """As nano-vllm's benchmark draws it: 256 requests, lengths uniform in 100 to 1024, seed 0."""
     draw = random.Random(0)
     count, low, high = (4, 4, 12) if small else (256, 100, 1024)
     given = [
         [draw.randint(0, min(10_000, vocab - 1)) for _ in range(draw.randint(low, high))]
         for _ in range(count)
     ]
-    return given, [draw.randint(low, high) for _ in range(count)]
+    return [(prompt, draw.randint(low, high)) for prompt in given]
+
+
+def few_load(small: bool, vocab: int) -> Load:
+    """32 requests that are answered at length, as in Hugging Face's own measurement of continuous
+    batching (2026), of which the answers here have an eighth of the length: 1024 tokens."""
+    count, prompt, output = (2, 6, 8) if small else (32, 128, 1024)
+    return [(ids, output) for ids in prompts(count, prompt, prompt, vocab=vocab, seed=5)]
 
 
 def floor_seconds(
@@ -60,31 +89,44 @@ class _Bench:
 
     def __init__(self, parent: Path, options: Options, report: Report) -> None:
         self._parent, self._options, self._report = parent, options, report
+        self._ceilings = measure(torch.device(options.device), small=options.small)
 
     def nano(self, shape: str, **settings: Any) -> None:
-        given, outputs = nano_load(self._options.small, SHAPES[shape]["vocab_size"])
-        work = list(zip(given, outputs, strict=True))
-        took = self._run(shape, work, length=4096, temperature=0.6, settings=settings)
-        name = f"nano-vllm's load, {shape}"
-        self._told(f"{name}{_said(settings)}", shape, work, took)
+        load = nano_load(self._options.small, SHAPES[shape]["vocab_size"])
+        with self._engine(shape, settings, sequences=256, length=4096) as engine:
+            took = self._took(engine, load, temperature=0.6)
+        self._told(f"nano-vllm's load, {shape}{_said(settings)}", shape, load, took)
 
-    def thousand(self, shape: str, **settings: Any) -> None:
-        count, length = (2, 20) if self._options.small else (256, 1000)
+    def large(self, shape: str, **settings: Any) -> None:
+        """One request alone, a few that are answered at length, ragged ones, and very many."""
+        small = self._options.small
+        count, length = (2, 20) if small else (256, 1000)
         vocab = SHAPES[shape]["vocab_size"]
-        work = [(prompt, length) for prompt in prompts(count, length, length, vocab=vocab)]
-        took = self._run(shape, work, length=2048, temperature=0.0, settings=settings)
-        name = f"{count} requests of {length}/{length}, {shape}"
-        self._told(f"{name}{_said(settings)}", shape, work, took)
+        loads = {
+            _alone_name(small): _alone(small, vocab),
+            "a few, answered at length": few_load(small, vocab),
+            f"{count} requests of {length}/{length}": [
+                (prompt, length) for prompt in prompts(count, length, length, vocab=vocab)
+            ],
+        }
+        if not settings:
+            loads["nano-vllm's load"] = nano_load(small, vocab)
+        with self._engine(shape, settings, sequences=256, length=2048) as engine:
+            for name, load in loads.items():
+                took = self._took(engine, load, temperature=0.0)
+                self._told(f"{name}, {shape}{_said(settings)}", shape, load, took)
 
-    def _run(
-        self,
-        shape: str,
-        work: list[tuple[list[int], int]],
-        *,
-        length: int,
-        temperature: float,
-        settings: Mapping[str, Any],
-    ) -> float:
+    def single(self, shape: str, **settings: Any) -> None:
+        small = self._options.small
+        load = _alone(small, SHAPES[shape]["vocab_size"])
+        with self._engine(shape, settings, sequences=1, length=2048) as engine:
+            took = self._took(engine, load, temperature=0.0)
+        self._told(f"{_alone_name(small)}, {shape}{_said(settings)}", shape, load, took)
+
+    @contextmanager
+    def _engine(
+        self, shape: str, settings: Mapping[str, Any], *, sequences: int, length: int
+    ) -> Iterator[Offline]:
         small, device = self._options.small, self._options.device
         fixed = ("cuda.deterministic",) if settings.get("deterministic") else ()
         providers = {device: (*fixed, "cuda", "reference")}
@@ -92,7 +134,7 @@ class _Bench:
             folder_of(shape, self._parent),
             device=device,
             providers=providers if small else None,
-            max_num_seqs=len(work),
+            max_num_seqs=sequences,
             max_num_batched_tokens=64 if small else 8192,
             max_model_len=128 if small else length,
             kv_memory=(8 << 20) if small else None,
@@ -102,84 +144,37 @@ class _Bench:
         )
         try:
             engine.record_graphs()
-            engine.add("warm-up", work[0][0], max_tokens=4)
+            engine.add("warm-up", [3, 4, 5], max_tokens=4)
             engine.run()
-            for number, (prompt, tokens) in enumerate(work):
-                engine.add(
-                    f"r{number}", prompt, max_tokens=tokens, temperature=temperature, seed=number
-                )
-            took = engine.run()
+            yield engine
         finally:
             engine.close()
-        assert [len(engine.tokens[f"r{n}"]) for n in range(len(work))] == [n for _, n in work]
+
+    def _took(self, engine: Offline, load: Load, *, temperature: float) -> float:
+        names = [f"{len(engine.tokens) + number}" for number in range(len(load))]
+        for seed, (name, (prompt, tokens)) in enumerate(zip(names, load, strict=True)):
+            engine.add(name, prompt, max_tokens=tokens, temperature=temperature, seed=seed)
+        took = engine.run()
+        assert [len(engine.tokens[name]) for name in names] == [tokens for _, tokens in load]
         return took
 
-    def _told(self, name: str, shape: str, work: list[tuple[list[int], int]], took: float) -> None:
-        ceilings = measure(torch.device(self._options.device), small=self._options.small)
-        lengths = [(len(prompt), tokens) for prompt, tokens in work]
-        least = floor_seconds(shape, lengths, ceilings.bandwidth, ceilings.flops)
-        tokens = sum(tokens for _, tokens in work)
+    def _told(self, name: str, shape: str, load: Load, took: float) -> None:
+        lengths = [(len(prompt), tokens) for prompt, tokens in load]
+        least = floor_seconds(shape, lengths, self._ceilings.bandwidth, self._ceilings.flops)
+        tokens = sum(tokens for _, tokens in load)
         self._report.figure(
             name, tokens / took, "tokens/s", share=least / took, of="the bfloat16 floor here"
         )
 
 
+def _alone(small: bool, vocab: int) -> Load:
+    length = 8 if small else 128
+    return [(prompts(1, length, length, vocab=vocab, seed=3)[0], length)]
+
+
+def _alone_name(small: bool) -> str:
+    return f"1 request of {'8/8' if small else '128/128'}"
+
+
 def _said(settings: Mapping[str, Any]) -> str:
     return "".join(f", {key}={value}" for key, value in settings.items())
-
-
-def _generate(shape: str, options: Options, report: Report) -> None:
-    """transformers' `generate`, static batches of 64 of the same load, padded as it pads."""
-    model, torch_device = _transformers(shape, options)
-    given, outputs = nano_load(options.small, SHAPES[shape]["vocab_size"])
-    size, pad = (2 if options.small else 64), 0
-    useful, began = 0, time.perf_counter()
-    for begin in range(0, len(given), size):
-        some, wanted = given[begin : begin + size], outputs[begin : begin + size]
-        longest = max(map(len, some))
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in some], device=torch_device)
-        mask = torch.tensor(
-            [[0] * (longest - len(p)) + [1] * len(p) for p in some], device=torch_device
-        )
-        with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=mask, max_new_tokens=max(wanted), min_new_tokens=max(wanted),
-                do_sample=False, pad_token_id=pad,
-            )  # fmt: skip
-        useful += sum(wanted)
-        if time.perf_counter() - began > options.seconds / 3:
-            break  # the rate is known well enough
-    took = time.perf_counter() - began
-    report.figure(f"HF generate, batches of {size}, {shape}", useful / took, "tokens/s")
-
-
-def _continuous(shape: str, options: Options, report: Report) -> None:
-    """transformers' continuous batching (`generate_batch`) on the same load."""
-    if options.small:
-        raise Missing("it needs a GPU")
-    model, _ = _transformers(shape, options)
-    if not hasattr(model, "generate_batch"):
-        raise Missing("this transformers has no generate_batch")
-    from transformers import GenerationConfig
-
-    given, outputs = nano_load(options.small, SHAPES[shape]["vocab_size"])
-    most = sum(outputs) // len(outputs)  # one length for all is what it takes
-    config = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    began = time.perf_counter()
-    model.generate_batch(inputs=given, generation_config=config)
-    took = time.perf_counter() - began
-    report.figure(f"HF continuous batching, {shape}", most * len(given) / took, "tokens/s")
-
-
-def _transformers(shape: str, options: Options):
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError:
-        raise Missing("the package transformers is not installed") from None
-    numbers = {k: v for k, v in SHAPES[shape].items() if k not in ("architectures", "torch_dtype")}
-    config = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
-    dtype = torch.float32 if options.small else torch.bfloat16
-    device = torch.device(options.device)
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval().to(device), device

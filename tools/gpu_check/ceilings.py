@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -39,17 +40,16 @@ def seconds(work: Callable[[], object], device: torch.device, *, budget: float =
     if device.type == "cpu":
         return statistics.median(_on_host(work) for _ in range(min(times, 5)))
     flushed = torch.empty(256 << 20, dtype=torch.int8, device=device)
-    events = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        for _ in range(times)
-    ]
+    event = partial(torch.cuda.Event, enable_timing=True)
+    events = [(event(), event()) for _ in range(times)]
     for begin, end in events:
         flushed.zero_()
         begin.record()
         work()
         end.record()
     wait(device)
-    return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
+    took: list[float] = [begin.elapsed_time(end) for begin, end in events]
+    return statistics.median(took) / 1e3
 
 
 def measure(device: torch.device, *, small: bool) -> Ceilings:

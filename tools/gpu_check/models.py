@@ -96,7 +96,7 @@ def weight_bytes_read(shape: str) -> int:
     c = SHAPES[shape]
     heads = (2 * c["num_attention_heads"] + 2 * c["num_key_value_heads"]) * c["head_dim"]
     layer = c["hidden_size"] * (heads + 3 * c["intermediate_size"])
-    return 2 * (c["num_hidden_layers"] * layer + c["hidden_size"] * c["vocab_size"])
+    return int(2 * (c["num_hidden_layers"] * layer + c["hidden_size"] * c["vocab_size"]))
 
 
 def kv_bytes_per_token(shape: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,21 @@ class Options:
     device: str
     small: bool
     seconds: float  # that the block may take
+    vllm_python: str | None = None  # an interpreter that has vLLM
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    def need(self, seconds: float) -> None:
+        """Raises Missing where the block's time does not suffice for work of so many seconds."""
+        if not self.small and self.left < seconds:
+            raise Missing(
+                f"{max(0, self.left):.0f} s of the block's {self.seconds:.0f} s were left, and it "
+                f"takes about {seconds:.0f} s; --only runs it by itself"
+            )
 
 
 @dataclass(slots=True)
@@ -25,7 +41,9 @@ class Report:
     found."""
 
     path: Path
+    only: str = ""  # attempts whose name has this in it
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _under_way: int = 0  # attempts, one within the other
 
     def figure(
         self, name: str, value: float, unit: str, *, share: float | None = None, of: str = ""
@@ -42,15 +60,23 @@ class Report:
     def not_run(self, name: str, reason: str) -> None:
         self._keep(name, {"not_run": reason})
 
+    def failed(self, name: str, error: Exception) -> None:
+        trace = "".join(traceback.format_exception(error)[-4:])
+        self._keep(name, {"failed": f"{type(error).__name__}: {error}", "trace": trace})
+
     def attempt(self, name: str, work: Callable[[], None]) -> None:
         """Do the work; what goes wrong is told under its name, and the rest goes on."""
+        if self._under_way == 0 and self.only not in name:
+            return
+        self._under_way += 1
         try:
             work()
         except Missing as reason:
             self.not_run(name, str(reason))
         except Exception as error:
-            trace = traceback.format_exc(limit=-4)
-            self._keep(name, {"failed": f"{type(error).__name__}: {error}", "trace": trace})
+            self.failed(name, error)
+        finally:
+            self._under_way -= 1
 
     def _keep(self, name: str, entry: dict[str, Any]) -> None:
         self.entries[name] = entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .ceilings import Ceilings, measure
 from .models import SHAPES, Offline, folder_of, kv_bytes_per_token, prompts, weight_bytes_read
 from .report import Missing, Options, Report
 
-_TINY = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "kv_memory": 8 << 20}
+_TINY: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "kv_memory": 8 << 20}
 
 
 def run(options: Options, report: Report) -> None:
@@ -28,7 +29,7 @@ def run(options: Options, report: Report) -> None:
             folder = folder_of(shape, Path(parent))
             report.attempt(
                 f"steps of {shape}",
-                lambda s=shape, f=folder: _steps(s, f, options, ceilings, report),
+                partial(_steps, shape, folder, options, ceilings, report),
             )
 
 
@@ -185,6 +186,7 @@ def _exposed(name: str, engine: Offline, options: Options, report: Report) -> No
         took = time.perf_counter() - began
     busy = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
     report.figure(name, max(0.0, 1 - busy / took), "of the time")
+    report.figure(f"{name}, ms", max(0.0, took - busy) / 20 * 1e3, "ms")
 
 
 def _prompt(shape: str, engine: Offline, length: int, ceilings: Ceilings, report: Report) -> None:
