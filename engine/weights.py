@@ -38,6 +38,8 @@ _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Tensors that older checkpoints hold and that follow from config.json, and scales of inputs, which
 # are found as these come.
 _DERIVED = (".rotary_emb.inv_freq", ".input_scale")
+# Scales of a KV cache of 8 bits, as checkpoints name them, and their layer's own names.
+_CACHE_SCALES = {".k_proj.k_scale": ".k_scale", ".v_proj.v_scale": ".v_scale"}
 
 
 def load_model(
@@ -80,6 +82,7 @@ def load_model(
         ops=ops,
         attention=backend,
         quantization=_quantization(quantization, numbers, ops),
+        float8_cache=kv_dtype == torch.float8_e4m3fn,
     )
     model = model_class(blueprint)
     if load_format == "dummy":
@@ -128,9 +131,13 @@ def _quantization(name: str, config: ModelConfig, ops: Ops) -> QuantMethod:
 
 def _fill(model: Model, files: tuple[Path, ...], progress: Callable[[str, int, int], None]) -> None:
     """Copy every tensor of the files to its place, and see that none is missing or left over."""
-    targets = {parameter.name: parameter.tensor for parameter in model.parameters()}
+    parameters = tuple(model.parameters())
+    targets = {parameter.name: parameter.tensor for parameter in parameters}
     ignored = _DERIVED + (("lm_head.weight",) if model.config.tied_embeddings else ())
-    missing, extra = set(targets), []
+    if not any(name.endswith(".k_scale") for name in targets):
+        ignored += (".k_scale", ".v_scale")  # the cache is not one of 8 bits
+    missing = {parameter.name for parameter in parameters if not parameter.optional}
+    extra = []
     done, total = 0, sum(file.stat().st_size for file in files)
     progress(STAGE, 0, total)
     for file in files:
@@ -180,6 +187,8 @@ def _copy(file: Path, name: str, target: Tensor) -> int:
         stored: Tensor = shard.get_tensor(name)
         if name.endswith(".weight_scale") and stored.numel() == 1:
             stored = stored.view(1, 1).expand(target.shape)  # one scale for all outputs
+        if name.endswith((".k_scale", ".v_scale")):
+            stored = _positive_scale(file, name, stored)
         if stored.shape != target.shape:
             raise BrokenCheckpoint(
                 f"{file} holds {name} as {list(stored.shape)}, but config.json makes it "
@@ -195,7 +204,20 @@ def _copy(file: Path, name: str, target: Tensor) -> int:
         return stored.nbytes
 
 
+def _positive_scale(file: Path, name: str, stored: Tensor) -> Tensor:
+    """The one scale of all keys or values of a layer."""
+    if stored.numel() != 1 or not 0 < float(stored) < float("inf"):
+        raise BrokenCheckpoint(
+            f"{file} holds {name} as {list(stored.shape)}; octavo stores the keys of a layer, and "
+            f"its values, with one positive scale. --kv-cache-dtype auto does without."
+        )
+    return stored.reshape(())
+
+
 def _renamed(name: str, model: Model) -> str:
+    for ending, short in _CACHE_SCALES.items():
+        if name.endswith(ending):
+            name = name.removesuffix(ending) + short
     for theirs, ours in model.renames:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -220,6 +242,8 @@ def _fill_at_random(model: Model, progress: Callable[[str, int, int], None]) -> 
     done, total = 0, sum(parameter.tensor.nbytes for parameter in parameters)
     progress(RANDOM_STAGE, 0, total)
     for parameter in parameters:
+        if parameter.optional:
+            continue
         if parameter.name.endswith("norm.weight"):
             parameter.tensor.fill_(1.0)
         else:

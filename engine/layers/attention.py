@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.ops import AttentionLayer
@@ -53,6 +55,15 @@ class Attention:
             if qk_norm
             else ()
         )
+        # One for all keys of the layer, and one for its values: 1 is right for most models.
+        self._scales = (
+            tuple(
+                Parameter(f"{prefix}.{name}", torch.ones((), device="cpu"), optional=True)
+                for name in ("k_scale", "v_scale")
+            )
+            if blueprint.float8_cache
+            else ()
+        )
         query_norm, key_norm = (norm.tensor for norm in self._norms) if qk_norm else (None, None)
         self._layer = AttentionLayer(
             scale=config.head_dim**-0.5,
@@ -73,7 +84,11 @@ class Attention:
         yield from self._qkv.parameters()
         yield from self._output.parameters()
         yield from self._norms
+        yield from self._scales
 
     def finish(self) -> None:
+        if self._scales:
+            key_scale, value_scale = (float(scale.tensor) for scale in self._scales)
+            self._layer = replace(self._layer, key_scale=key_scale, value_scale=value_scale)
         self._qkv.finish()
         self._output.finish()

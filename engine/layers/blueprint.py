@@ -26,6 +26,7 @@ class Blueprint:
     ops: Ops
     attention: AttentionBackend
     quantization: QuantMethod
+    float8_cache: bool = False  # keys and values are stored as floats of 8 bits
 
     def empty(self, *shape: int) -> Tensor:
         """A tensor of the model's dtype, on its device, to be filled."""
@@ -36,11 +37,13 @@ class Blueprint:
 class Parameter:
     """One tensor of a checkpoint: its name there, and the memory it is copied to.
 
-    The memory may be a part of a merged tensor.
+    The memory may be a part of a merged tensor. `optional`: where a checkpoint lacks it, what is in
+    the memory is meant.
     """
 
     name: str
     tensor: Tensor
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

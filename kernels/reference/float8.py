@@ -44,16 +44,21 @@ class Float8Linear:
         self._product_dtype = torch.bfloat16 if weight.is_cuda else torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.wide(x).to(x.dtype)
+        return self._product(x).to(x.dtype)
 
     def wide(self, x: Tensor) -> Tensor:
+        return self._product(x).float()
+
+    def addend(self, x: Tensor) -> Tensor:
+        out = self._product(x)
+        return out if out.dtype == self._dtype else out.float()
+
+    def _product(self, x: Tensor) -> Tensor:
+        """As the device gives it: no pass over it for a dtype that nobody wants."""
         if not len(x):
             return x.new_zeros((0, len(self._weight)), dtype=torch.float32)
         out = self._multiply(*self._round_inputs(x))
-        return out if self._bias is None else out.add_(self._bias)
-
-    def addend(self, x: Tensor) -> Tensor:
-        return self.wide(x)
+        return out if self._bias is None else out.float().add_(self._bias)
 
     def _multiply(self, x: Tensor, scales: Tensor) -> Tensor:
         out: Tensor = torch._scaled_mm(
@@ -63,7 +68,7 @@ class Float8Linear:
             scale_b=self._scales.T,
             out_dtype=self._product_dtype,
         )
-        return out.float()
+        return out
 
     def rows(self, ids: Tensor) -> Tensor:
         chosen = self._weight.view(torch.uint8)[ids].view(self._weight.dtype)
@@ -73,7 +78,7 @@ class Float8Linear:
 class WideLinear(Float8Linear):
     """The same for shapes that `torch._scaled_mm` does not take: inputs are not rounded."""
 
-    def wide(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
         weight = self._weight.float() * self._scales
         bias = None if self._bias is None else self._bias.float()
         return F.linear(x.float(), weight, bias)

@@ -78,7 +78,7 @@ def _write(folder: Path, kind: str) -> None:
 
 
 def _logits(folder: Path, *, kv: torch.dtype = torch.float32, **settings: Any) -> Tensor:
-    model = load_model(folder, dtype=torch.float32, device=CPU, **settings)
+    model = load_model(folder, dtype=torch.float32, device=CPU, kv_dtype=kv, **settings)
     stepper = Stepper(model, [TOKENS], dtype=kv)
     first = stepper.step({0: 7})[0]
     return torch.cat([first, *(stepper.step({0: 1})[0] for _ in range(3))])
@@ -134,6 +134,42 @@ def test_float_checkpoints_are_rounded_when_asked(plain: Tensor, tmp_path: Path)
 def test_a_cache_of_8_bits(plain: Tensor, tmp_path: Path) -> None:
     write_checkpoint(FAMILY, tmp_path)
     assert 1e-4 < _apart(_logits(tmp_path, kv=torch.float8_e4m3fn), plain) < 0.15
+
+
+def _with_large_keys(folder: Path, names: tuple[str, str], scale: Tensor | None) -> None:
+    """A checkpoint like `FAMILY`'s, but its keys and values are large, queries and outputs small in
+    turn; `scale`, under these names, is that of keys and values of a cache of 8 bits."""
+    write_checkpoint(FAMILY, folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    factors = {"k_proj": 2000.0, "v_proj": 2000.0, "q_proj": 1 / 2000, "o_proj": 1 / 2000}
+    for name in tensors:
+        for part, factor in factors.items():
+            if f".{part}.weight" in name:
+                tensors[name] = tensors[name] * factor
+    if scale is not None:
+        for layer in range(2):
+            prefix = f"model.layers.{layer}.self_attn."
+            tensors |= {f"{prefix}{name}": scale.clone() for name in names}
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    "names", [("k_scale", "v_scale"), ("k_proj.k_scale", "v_proj.v_scale")], ids=["own", "nested"]
+)
+def test_scales_of_a_cache_of_8_bits_are_the_checkpoints(
+    names: tuple[str, str], plain: Tensor, tmp_path: Path
+) -> None:
+    eight = torch.float8_e4m3fn
+    _with_large_keys(tmp_path, names, None)
+    assert _apart(_logits(tmp_path, kv=eight), plain) > 0.3  # they do not fit
+    _with_large_keys(tmp_path, names, torch.tensor(20.0))
+    assert 1e-4 < _apart(_logits(tmp_path, kv=eight), plain) < 0.15
+    assert _apart(_logits(tmp_path), plain) < 1e-4  # another cache has no use for them
+    for odd in (torch.zeros(1), torch.ones(4)):
+        _with_large_keys(tmp_path, names, odd)
+        with pytest.raises(BrokenCheckpoint, match=r"_scale as \[.\]; .* one positive scale"):
+            _logits(tmp_path, kv=eight)
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
