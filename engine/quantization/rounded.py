@@ -8,12 +8,12 @@ from types import MappingProxyType
 from torch import Tensor
 
 from octavo.kernels.ops import Ops, PackedLinear
-from octavo.kernels.reference.quantized import GROUPS
 
 from .none import Unquantized
 
 BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
-_SCALE_BITS = 16
+# Of a weight, and its share of the 16 bits of a group's scale.
+_HELD_BITS: Mapping[str, float] = MappingProxyType({"int8": 8 + 16 / 128, "int4": 4 + 16 / 32})
 
 
 class Rounded(Unquantized):
@@ -40,8 +40,5 @@ def rounded_bytes(stored: int, *, left: int, quantization: str, itemsize: int) -
         quantization: as of `--quantization`; what is none of `BITS` rounds nothing here.
         itemsize: bytes of a number before.
     """
-    bits = BITS.get(quantization)
-    if bits is None:
-        return stored
-    shared = bits + _SCALE_BITS / GROUPS[bits]
-    return left + int((stored - left) * shared / (8 * itemsize))
+    bits = _HELD_BITS.get(quantization)
+    return stored if bits is None else left + int((stored - left) * bits / (8 * itemsize))
