@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from octavo.kernels.cpu import build, library
 
-build._FLAGS = (*build._FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+build._FLAGS = (*build._FLAGS, "-O1", "-g", *sanitizers)  # -O3 with checks compiles for minutes
 build.BUILT = build.CACHE = Path(sys.argv[2])
 library.levels = lambda: (sys.argv[1],)
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[3:]]))
