@@ -54,8 +54,14 @@ class Launched:
     work: Work
     computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of `work.sampling`
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
+    arrived: list[Array] | None = None  # what was drawn, on the host
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
     histories: AsOf | None = None  # of their sequences
+
+    @property
+    def complete(self) -> bool:
+        """Whether the device has been given all of it."""
+        return self.computed is None or self.drawn is not None
 
 
 class Computer:
@@ -137,12 +143,15 @@ class Computer:
             self._give_to_sampler(launched)
 
     def land(self, launched: Launched) -> list[SliceResult]:
-        """Wait for a step; what each of its slices yielded, in their order, is kept."""
+        """Wait for a step; what each of its slices yielded, in their order, is kept. After an
+        exception it may be asked for once more: what has arrived is there."""
         chosen = Chosen()
         if launched.computed is not None and launched.drawn is not None:
             _, chosen = launched.computed()
             drawn, arrived = launched.drawn()
-            self._read(launched, drawn.read(arrived()), chosen)
+            if launched.arrived is None:
+                launched.arrived = arrived()
+            self._read(launched, drawn.read(launched.arrived), chosen)
             self._keep(launched, chosen)
         return _results(launched.given, launched.work, chosen)
 

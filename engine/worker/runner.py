@@ -44,7 +44,7 @@ class Computes(Protocol):
 
     def land(self, launched: Launched) -> list[SliceResult]:
         """Wait for a step: what each of its slices yielded, in their order. After an exception
-        nothing came of them."""
+        nothing came of them, until it is asked for once more."""
 
     def rewind(self) -> None:
         """Give up every step under way. Its slices, or some of them, may be launched once more."""
@@ -57,6 +57,7 @@ class _Flight:
     plan: StepPlan
     began: float
     started: bool = False  # else it waits for the one before
+    moved: bool = False  # its moves have been done
     slices: list[Slice] = field(default_factory=list)  # without those of known culprits
     launched: Launched | None = None
     error: Exception | None = None  # of the launch
@@ -67,8 +68,11 @@ class _Flight:
 class Runner:
     """Carries out plans on one device, in their order. Not thread-safe.
 
-    A plan may be launched while the one before is under way, where the device allows. Moves wait
-    until nothing is: what is swapped out must be there to stay.
+    A plan may be launched while the one before is under way, where the device allows. Its moves
+    wait until that one cannot fail any more, for it would write once more to blocks that have gone:
+    until it has landed or, where the device raises at once what it will not do, until all of it has
+    been given. Should what it has done fail to be read nevertheless, it is read again; if that
+    fails, too, so has all of it.
 
     Moves are done once, because what is swapped in overwrites what was swapped out. Slices may be
     computed several times, until it is known which of them cannot be (`halves.Attempt`); a step
@@ -115,8 +119,16 @@ class Runner:
         before = self._flights[-1] if self._flights else None
         flight = _Flight(plan, time.perf_counter())
         self._flights.append(flight)
-        if before is None or (before.launched is not None and not plan.moves):
+        if before is None or self._may_follow(before, plan):
             self._start(flight)
+
+    def _may_follow(self, before: _Flight, plan: StepPlan) -> bool:
+        """Whether a plan may be launched behind a flight that has not landed."""
+        if before.launched is None:
+            return False
+        alone = before is self._flights[0]
+        sure = alone and before.launched.complete and self._stream.raises_at_once
+        return sure or not plan.moves
 
     def land(self) -> StepOutput:
         """Wait for the oldest step. An exception means that all of it failed: its moves did."""
@@ -140,8 +152,9 @@ class Runner:
         if flight is self._flights[0]:
             self._forget()
         try:
-            if plan.moves:
+            if plan.moves and not flight.moved:
                 self._stream.run(partial(self._kv.apply, plan.moves))()
+                flight.moved = True
         except Exception as error:  # whatever it is: told when the step lands, in its turn
             flight.fatal = error
             return
@@ -160,7 +173,10 @@ class Runner:
             raise flight.fatal
         plan = flight.plan
         attempt = Attempt(partial(self._results, flight))
-        results = attempt.results(flight.slices)
+        if any(later.moved for later in self._flights):
+            results, count = self._landed_only(flight)
+        else:
+            results, count = attempt.results(flight.slices), attempt.count
         if attempt.failures or len(results) < len(plan.slices):
             results = self._with_culprits(plan, attempt, results)
         began, self._landed = max(flight.began, self._landed), time.perf_counter()
@@ -168,10 +184,21 @@ class Runner:
             number=plan.number,
             results=tuple(results),
             seconds=self._landed - began,
-            attempts=attempt.count + flight.given_up,
+            attempts=count + flight.given_up,
             graphs_recorded=0 if self._forwards is None else self._forwards.recorded,
             graphs_planned=0 if self._forwards is None else self._forwards.planned,
         )
+
+    def _landed_only(self, flight: _Flight) -> tuple[list[SliceResult], int]:
+        """What came of a step that cannot be computed again, because moves have been done behind
+        it; it can be read again. And how many times that was tried."""
+        assert flight.launched is not None, "moves follow only what the device has been given"
+        try:
+            return self.computer.land(flight.launched), 1
+        except Exception as error:  # of the host's, or the device is lost
+            check_alive(error)
+            log.warning("step %d is read again", flight.plan.number, exc_info=True)
+        return self._results(flight, flight.slices), 2
 
     def _with_culprits(
         self, plan: StepPlan, attempt: Attempt, results: list[SliceResult]
@@ -191,7 +218,8 @@ class Runner:
             if error is not None:
                 raise error
             return self.computer.land(launched or self.computer.launch(slices))
-        except Exception:  # whatever it was goes on its way, to `Attempt`
+        except Exception as error:  # whatever it was goes on its way
+            check_alive(error)
             self._give_up()
             self.computer.begin(flight.plan)
             raise

@@ -18,6 +18,10 @@ T = TypeVar("T")
 class Stream(Protocol):
     """Where the calls are made that give a device its work."""
 
+    @property
+    def raises_at_once(self) -> bool:
+        """Whether `run` itself raises what its work does: what it has taken does not fail."""
+
     def run(self, work: Callable[[], T]) -> Callable[[], T]:
         """Have `work` done after all that was given before. Returns the way to its result, which
         waits for it, and raises what it raised; so may `run` itself."""
@@ -30,6 +34,8 @@ class AtOnce:
     """In the caller's thread, at once: for devices with streams of their own, and for a CPU that
     does one thing after the other."""
 
+    raises_at_once = True
+
     def run(self, work: Callable[[], T]) -> Callable[[], T]:
         result = work()
         return lambda: result
@@ -40,6 +46,8 @@ class AtOnce:
 
 class OwnThread:
     """In one thread, which alone calls the device: torch's workers belong to who calls them."""
+
+    raises_at_once = False
 
     def __init__(self) -> None:
         own: list[int] = []
