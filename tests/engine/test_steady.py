@@ -1,0 +1,179 @@
+"""A device that runs behind the host: in steady decoding nothing asks it, and nothing is done for
+each request by itself.
+
+The engine computes on host memory, as if that were such a device's: what would wait for a GPU is
+forbidden while steps are planned, launched and landed. Only kernels (of ops and model) and what has
+arrived on the host are left alone. What is counted are calls of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from octavo.engine.core import Engine
+from octavo.engine.executor.inline import InlineExecutor
+from octavo.engine.params import SamplingParams
+from octavo.engine.scheduler.scheduler import Scheduler
+from octavo.engine.transfer import Array, Pinned
+from octavo.engine.worker import launch as launching
+from octavo.engine.worker.launch import launch
+from octavo.kernels import registry
+from octavo.kernels.ops import Ops
+
+from .loop import request
+from .test_transfer import FakeMarker, NoStream
+from .tiny import tiny_config
+
+aten = torch.ops.aten
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+}
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "pin_memory")
+METHODS += ("__bool__", "__int__", "__float__", "__index__")
+
+
+class Watch(TorchDispatchMode):
+    """Counts calls, and refuses those that would wait; inside of `looking_away` neither."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.watching = False
+        self.calls = 0
+        for name in METHODS:
+            patch.setattr(Tensor, name, self._refusing(name, getattr(Tensor, name)))
+        patch.setattr(torch.cuda, "synchronize", self._refusing("synchronize", lambda: None))
+
+    @contextmanager
+    def looking_away(self, watching: bool = False) -> Iterator[None]:
+        before, self.watching = self.watching, watching
+        try:
+            yield
+        finally:
+            self.watching = before
+
+    def exempt(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def outer(*args: Any, **more: Any) -> Any:
+            with self.looking_away():
+                return inner(*args, **more)
+
+        return outer
+
+    def _refusing(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def outer(*args: Any, **more: Any) -> Any:
+            assert not self.watching, f"{name} waits for the device"
+            return inner(*args, **more)
+
+        return outer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self.watching:
+            self.calls += 1
+            assert func not in WAITING, f"{func} waits for the device"
+            if func in INDEXING:
+                masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+                assert not masks, "a mask as an index waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class Watched(Pinned):
+    """The way to such a device. What has arrived is read on the host."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(torch.device("cpu"), lambda: FakeMarker([], 0), NoStream())
+        self._watch = watch
+
+    def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
+        return self._watch.exempt(super().receive(*tensors))
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch = Watch(monkeypatch)
+    resolve = registry.resolve
+
+    def resolved(device: torch.device, providers: Any = None) -> Ops:
+        ops = resolve(device, providers)
+        kernels = {field.name: watch.exempt(getattr(ops, field.name)) for field in fields(ops)}
+        return Ops(**kernels)
+
+    monkeypatch.setattr(registry, "resolve", resolved)
+    monkeypatch.setattr(launching, "has_streams", lambda device: True)
+    monkeypatch.setattr(launching, "transfer_to", lambda device: Watched(watch))
+    monkeypatch.setattr("octavo.engine.executor.inline.has_streams", lambda device: True)
+    return watch
+
+
+def calls_of_a_step(folder: Path, watch: Watch, count: int, **kind: Any) -> int:
+    """Calls of torch in a step of `count` sequences that decode."""
+    config = tiny_config(folder, overlap="on", max_num_seqs=count)
+    executor = InlineExecutor(config, launch)
+    capacity = executor.start(lambda *_: None)
+    engine = Engine(Scheduler(config, capacity), executor, overlap=capacity.overlap)
+    runner: Any = executor._runner
+    runner.computer._forwards = watch.exempt(runner.computer._forwards)
+    for i in range(count):
+        sampling = SamplingParams(max_tokens=40, ignore_eos=True, **kind)
+        engine.add(request(f"r{i}", range(2 + i, 10 + i), seed=i, sampling=sampling))
+    for _ in range(5):
+        engine.step()
+    watch.calls = 0
+    with watch, watch.looking_away(watching=True):
+        for _ in range(4):
+            assert len(engine.step().deltas) == count
+    calls = watch.calls
+    while not engine.idle:
+        assert not [delta.error for delta in engine.step().deltas if delta.error]
+    engine.stop()
+    return calls // 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_p": 0.01},
+        {"temperature": 0.0, "logprobs": 3},
+        {"presence_penalty": 0.5, "repetition_penalty": 1.2},
+        {"logit_bias": {5: 1.0}, "min_tokens": 30},
+    ],
+    ids=["greedy", "drawn", "narrowed", "logprobs", "penalties", "bias"],
+)
+def test_a_step_asks_nothing_and_costs_as_many_calls_for_any_number_of_sequences(
+    tmp_path: Path, watch: Watch, kind: dict[str, Any]
+) -> None:
+    few, many = (calls_of_a_step(tmp_path, watch, count, **kind) for count in (3, 12))
+    assert few == many < 150
+
+
+def test_who_asks_is_caught(watch: Watch) -> None:
+    tensor = torch.arange(3)
+    questions: list[Callable[[], object]] = [
+        lambda: tensor[1].item(),
+        lambda: tensor.tolist(),
+        lambda: bool(tensor.any()),
+        lambda: torch.nonzero(tensor),
+        lambda: tensor[tensor > 1],
+        lambda: tensor.cpu(),
+        lambda: torch.equal(tensor, tensor),
+    ]
+    for ask in questions:
+        ask()
+        with watch, watch.looking_away(watching=True), pytest.raises(AssertionError, match="waits"):
+            ask()
