@@ -1,6 +1,7 @@
 """What the engine is told at start: one frozen record, filled by `server/settings`.
 
-Every number is concrete or None for "decide from the checkpoint and the machine".
+Every number is concrete, or None, or 0 where nothing else can be meant by it, for "decide from
+the checkpoint and the machine".
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class EngineConfig:
     device: str = "auto"  # one of those of engine/device.py
     max_model_len: int | None = None  # None: what the checkpoint and the memory allow
     block_size: int = 16
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048  # the token budget of a step
+    max_num_seqs: int = 0  # 0: what suits the device (engine/device.py)
+    max_num_batched_tokens: int = 0  # the token budget of a step; 0: what suits the device
     kv_memory: int | None = None  # None: from memory_utilization
     # Share of the memory that octavo may take, weights included: on a CPU of what is free at start,
     # of which the KV cache gets at most half, and a little even where large weights take more

@@ -140,6 +140,12 @@ def inter_token_target(device: torch.device) -> float:
     return 0.1 if device.type == "cpu" else 0.03
 
 
+def step_limits(device: torch.device) -> tuple[int, int]:
+    """Sequences that run at the same time, and tokens of a step, that suit the device. A GPU reads
+    its weights once for all of them, and takes thousands of tokens in the time of that."""
+    return (64, 2048) if device.type == "cpu" else (256, 8192)
+
+
 def available_cores() -> int:
     """Cores this process may use: its affinity, and the quotas of its control groups."""
     cores = len(os.sched_getaffinity(0))

@@ -70,9 +70,9 @@ class Job:
 class Generation:
     """All generation of a daemon: runs and counts jobs."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, at_once: int) -> None:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, at_once: int | None) -> None:
         """`at_once`: sequences that one job may give the engine to think about, so that it keeps
-        nobody else waiting for all of its prompts."""
+        nobody else waiting for all of its prompts; None: as many as the engine runs."""
         self._engine = engine
         self._metrics = metrics
         self._at_once = at_once
@@ -86,7 +86,8 @@ class Generation:
             DeadlineExceeded, ReaderTooSlow: it was not to be.
         """
         tally.begin(job.params, prompt_tokens=sum(map(len, job.prompts)), prompts=len(job.prompts))
-        at_once = max(1, self._at_once // job.params.n)
+        most = self._at_once or self._engine.capacity.max_num_seqs
+        at_once = max(1, most // job.params.n)
         streams = self._each(job, tally, at_once)
         return next(streams) if len(job.prompts) == 1 else _merged(streams, at_once=at_once)
 

@@ -32,6 +32,8 @@ class Capacity:
     parameters: int
     memory: dict[str, int] = field(default_factory=dict)  # bytes of the device, by what for
     itl_target_seconds: float = 0.0  # inter-token target that suits the device; 0: none
+    max_num_seqs: int = 64  # where the configuration leaves it to the device ...
+    max_num_batched_tokens: int = 2048  # ... as this
     overlap: int = 0  # steps that may be submitted ahead of the one whose output is awaited
 
 

@@ -48,7 +48,7 @@ class Scheduler:
                 f"sequence of max_model_len {capacity.max_model_len}"
             )
         self._capacity = capacity
-        self._most_tokens = config.max_num_batched_tokens
+        self._most_tokens = config.max_num_batched_tokens or capacity.max_num_batched_tokens
         target = config.itl_target
         self._itl_target = capacity.itl_target_seconds if target is None else target
         self.step_time = StepTime(capacity.recompute_seconds_per_token)
@@ -63,7 +63,7 @@ class Scheduler:
             blocks=self._blocks,
             policy=policy_named(config.scheduling_policy),
             preemption=self._preemption,
-            places=config.max_num_seqs,
+            places=config.max_num_seqs or capacity.max_num_seqs,
             capacity=capacity,
         )
         self._audits = Audits(self._blocks, self._roster)

@@ -26,6 +26,7 @@ from ..device import (
     overlaps,
     pick_device,
     pick_dtype,
+    step_limits,
 )
 from ..errors import ConfigError
 from ..executor.base import Capacity, Progress
@@ -85,6 +86,12 @@ def launch(
     stream = stream or AtOnce()
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
+    sequences, step_tokens = step_limits(device)
+    config = replace(
+        config,
+        max_num_seqs=config.max_num_seqs or sequences,
+        max_num_batched_tokens=config.max_num_batched_tokens or step_tokens,
+    )
     dtype = pick_dtype(config.dtype, numbers.dtype, device)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     gpu = memory_of(device)
@@ -196,6 +203,8 @@ def launch(
         parameters=model.parameter_count,
         memory=parts,
         itl_target_seconds=inter_token_target(device),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
         overlap=int(overlaps(config.overlap, device)),
     )
     return Runner(kv, computer, stream, forwards), capacity

@@ -136,17 +136,18 @@ class Settings:
         "can tell from times what others have asked. `cache_salt` of a request separates further.",
     )
 
-    max_num_seqs: int = setting(
-        kinds.integer(1),
-        _ENGINE.max_num_seqs,
+    max_num_seqs: int | None = setting(
+        kinds.optional(kinds.integer(1), "auto"),
+        None,
         "Scheduling",
-        "Sequences that run at the same time.",
+        "Sequences that run at the same time; auto: 64 on a CPU, 256 on a GPU.",
     )
-    max_num_batched_tokens: int = setting(
-        kinds.tokens(),
-        _ENGINE.max_num_batched_tokens,
+    max_num_batched_tokens: int | None = setting(
+        kinds.optional(kinds.tokens(), "auto"),
+        None,
         "Scheduling",
-        "Tokens computed in one step: longer prompts are cut into chunks.",
+        "Tokens computed in one step: longer prompts are cut into chunks; auto: 2048 on a CPU, "
+        "8192 on a GPU.",
     )
     itl_target: float | None = setting(
         kinds.optional(kinds.seconds(), "auto"),
@@ -393,7 +394,9 @@ class Settings:
         """What the engine is told; `folder` is where the model was found."""
         shared = {f.name for f in fields(EngineConfig)} & {f.name for f in fields(self)}
         values = {name: getattr(self, name) for name in shared - {"model"}}
-        return EngineConfig(model=str(folder), **values)
+        # What is left to the engine is None here, and whatever the engine calls that there.
+        given = {name: value for name, value in values.items() if value is not None}
+        return EngineConfig(model=str(folder), **given)
 
 
 @cache

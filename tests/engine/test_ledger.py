@@ -69,7 +69,8 @@ def test_a_share_of_the_whole_card_less_all_the_rest() -> None:
 
 
 def config(**settings: object) -> EngineConfig:
-    return EngineConfig(model="m", **{"max_num_seqs": 100_000, **settings})  # type: ignore[arg-type]
+    limits = {"max_num_seqs": 100_000, "max_num_batched_tokens": 2048}
+    return EngineConfig(model="m", **{**limits, **settings})  # type: ignore[arg-type]
 
 
 @given(

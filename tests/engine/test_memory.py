@@ -37,7 +37,8 @@ BLOCK = 98304
 def plan(
     available: int = 16 * GIB, weights: int = GIB, model: ModelConfig = MODEL, **settings: object
 ) -> MemoryPlan:
-    config = EngineConfig(model="m", **settings)  # type: ignore[arg-type]
+    limits = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
+    config = EngineConfig(model="m", **{**limits, **settings})  # type: ignore[arg-type]
     block = BLOCK * config.block_size // 16
     return plan_memory(
         config, model, available=available, weights=weights, activations=100 << 20, block=block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.engine.batch import Batch
+from octavo.engine.device import step_limits
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.params import SamplingParams
+from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wants
 from octavo.engine.transfer import Shared
 from octavo.engine.worker.computer import Computer
@@ -26,6 +29,7 @@ from octavo.engine.worker.runner import Runner
 from octavo.engine.worker.sequences import SequenceTable
 from octavo.kernels.reference import step as reference
 
+from .loop import request
 from .tiny import tiny_config
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
@@ -56,6 +60,21 @@ def resident(table: SequenceTable, *, room: int = 20) -> Resident:
         rows=4, queries=1, longest=60, block_size=BLOCK, device=torch.device("cpu"), room=room
     )
     return Resident(table, BLOCK, Shared(), reference.build_step, static)
+
+
+def test_a_step_is_as_large_as_suits_the_device_where_nobody_says(tmp_path: Path) -> None:
+    assert step_limits(torch.device("cuda")) == (256, 8192)
+    config = tiny_config(tmp_path)
+    _, capacity = launch(config, lambda *_: None)
+    limits = capacity.max_num_seqs, capacity.max_num_batched_tokens
+    assert limits == step_limits(torch.device("cpu")) == (64, 2048)
+    scheduler = Scheduler(config, replace(capacity, max_num_seqs=2, max_num_batched_tokens=5))
+    for name in "abc":
+        scheduler.add(request(name, range(2, 4)), 0.0)
+    first = scheduler.schedule(0.0)
+    assert first is not None and len(first.slices) == 2
+    _, capacity = launch(tiny_config(tmp_path, max_num_seqs=3), lambda *_: None)
+    assert (capacity.max_num_seqs, capacity.max_num_batched_tokens) == (3, 2048)
 
 
 @settings(max_examples=150, deadline=None)
