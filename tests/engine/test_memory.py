@@ -56,7 +56,7 @@ def test_a_quarter_of_what_is_free_at_most_by_default() -> None:
 
 
 def test_weights_that_are_rounded_must_fit_before_it() -> None:
-    config = EngineConfig(model="m")
+    config = EngineConfig(model="m", max_num_seqs=64)
     numbers = {"weights": GIB, "activations": 100 << 20, "block": BLOCK}
     assert plan_memory(config, MODEL, available=4 * GIB, loading=4 * GIB, **numbers).num_blocks
     with pytest.raises(DoesNotFit, match=r"need 4\.1 GiB until they are rounded.*4\.0 GiB"):
