@@ -19,7 +19,8 @@ What a step ahead means, and where it is seen to:
   stop string, a client that leaves) costs one token that nobody sees.
 - Blocks are found as prefixes when the step that wrote them has been committed, and free when the
   last one that names them has; so are the worker's rows. Whoever is preempted in flight keeps what
-  that step samples. Swaps and copies begin when the step before has landed.
+  that step samples. Swaps and copies begin when the step before cannot fail any more: when it has
+  landed, if a thread computes, else when the device has been given all of it (worker/runner).
 - A step that fails is computed apart when it lands. What was launched behind it is given up, and
   launched again after it: it wrote cells that are written again, and kept nothing (worker/runner).
 - Both steps in flight are accused when the engine dies or hangs. What had been sent is what the
