@@ -159,7 +159,7 @@ def test_a_step_asks_nothing_and_costs_as_many_calls_for_any_number_of_sequences
     tmp_path: Path, watch: Watch, kind: dict[str, Any]
 ) -> None:
     few, many = (calls_of_a_step(tmp_path, watch, count, **kind) for count in (3, 12))
-    assert few == many < 150
+    assert few == many < 100
 
 
 def test_who_asks_is_caught(watch: Watch) -> None:
