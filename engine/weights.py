@@ -8,7 +8,6 @@ safetensors is read.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,6 @@ from .quantization.float8 import Float8, float8_checkpoint
 from .quantization.none import Unquantized
 from .quantization.rounded import BITS, Rounded
 from .registry import model_class_path
-
-log = logging.getLogger(__name__)
 
 STAGE = "loading weights"
 RANDOM_STAGE = "making random weights"
@@ -84,7 +81,7 @@ def load_model(
         device=device,
         ops=ops,
         attention=backend,
-        quantization=_quantization(quantization, numbers, ops, device),
+        quantization=_quantization(quantization, numbers, ops),
         float8_cache=kv_dtype == torch.float8_e4m3fn,
     )
     model = model_class(blueprint)
@@ -106,7 +103,7 @@ def _model_class(architecture: str) -> type[Model]:
     return found
 
 
-def _quantization(name: str, config: ModelConfig, ops: Ops, device: torch.device) -> QuantMethod:
+def _quantization(name: str, config: ModelConfig, ops: Ops) -> QuantMethod:
     if quantized := config.raw.get("quantization_config"):
         stated = quantized if isinstance(quantized, dict) else {}
         method = stated.get("quant_method", "an unnamed method")
@@ -129,13 +126,6 @@ def _quantization(name: str, config: ModelConfig, ops: Ops, device: torch.device
     if name not in BITS:
         known = ", ".join(("none", *BITS))
         raise ConfigError(f"--quantization {name} is not known; it must be {known} or fp8.")
-    if device.type != "cpu":
-        log.warning(
-            "--quantization %s: there is no kernel for such weights on %s, where they are widened "
-            "each time they are multiplied with; expect it to be slower than --quantization none.",
-            name,
-            device,
-        )
     return Rounded(ops, BITS[name])
 
 

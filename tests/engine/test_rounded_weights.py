@@ -12,8 +12,6 @@ import torch
 
 import octavo.engine
 from octavo import LLM, SamplingParams
-from octavo.engine import weights
-from octavo.engine.checkpoint import read_model_config
 from octavo.engine.errors import ConfigError
 from octavo.engine.quantization.rounded import rounded_bytes
 from octavo.engine.weights import load_model
@@ -87,13 +85,3 @@ def test_what_the_memory_plan_counts_is_what_rounded_weights_take(quantization: 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(ConfigError, match="int8"):
         answers("int3", PROMPTS)
-
-
-@pytest.mark.parametrize(("kind", "told"), [("cpu", False), ("cuda", True)])
-def test_who_has_no_kernel_for_rounded_weights_says_so(
-    kind: str, told: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    numbers = read_model_config(Path(octavo.engine.__file__).parent / "bundled/target")
-    ops = resolve(torch.device("cpu"))
-    weights._quantization("int4", numbers, ops, torch.device(kind))
-    assert ("--quantization int4: there is no kernel" in caplog.text) == told

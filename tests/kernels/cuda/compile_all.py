@@ -28,6 +28,7 @@ from octavo.kernels.cuda import (
     matmul,
     norm,
     projected,
+    quantized,
     rope,
     sampling,
     search,
@@ -36,6 +37,7 @@ from octavo.kernels.cuda import (
     step,
 )
 from octavo.kernels.cuda import attention_kernels as kernels
+from octavo.kernels.reference.quantized import GROUPS
 
 _ALIGNED = [["tt.divisibility", 16]]
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -75,6 +77,7 @@ def variants() -> Iterator[Variant]:
     yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
     yield from _step()
     yield from _sampling()
+    yield from _quantized()
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
@@ -133,6 +136,24 @@ def _sampling() -> Iterator[Variant]:
     yield "rank", selection.rank_kernel, types, {"PART": 4096}, 8
     for kernel in (shaping.penalise_kernel, shaping.allow_only_kernel):
         yield kernel.__name__, kernel, types, {"BLOCK": 1024}, 4
+
+
+def _quantized() -> Iterator[Variant]:
+    for dtype in ("bf16", "fp16", "fp32"):
+        types = {"x": f"*{dtype}", "out": "*fp16", "scales": "*fp32", "x_stride": "i32"}
+        types |= {"inputs": "i32", "groups": "i32"}
+        kernel = quantized.round_groups_kernel
+        yield f"round groups {dtype}", kernel, types, {"GROUP": 128}, 1
+        types = {"x": "*fp16", "x_scales": "*fp32", "values": "*u8", "scales": "*bf16"}
+        types |= {"bias": "*bf16", "out": f"*{dtype}"}
+        types |= dict.fromkeys(("rows", "outputs", "groups"), "i32")
+        for bits, group in GROUPS.items():
+            for rows in (1, 512):
+                tile, warps = quantized.tile_rows(rows)
+                constants = {"ROWS": tile, "OUTPUTS": 64, "GROUP": group}
+                constants |= {"FOUR": bits == 4, "BIASED": True}
+                name = f"product of {bits} bits {dtype} tile={tile}"
+                yield name, quantized.product_kernel, types, constants, warps
 
 
 def _attention(dtype: str) -> Iterator[Variant]:
