@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUPS = {8: 128, 4: 32}  # inputs that share a scale
+GROUPS = {8: 256, 4: 32}  # inputs that share a scale
 ZEROS = {8: 128, 4: 8}  # what stands for 0
 _ROWS = 4096  # rounded at once
 _NOTHING = 1e-30  # inputs of a group without larger ones are zero: 127 times more would overflow

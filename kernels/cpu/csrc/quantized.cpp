@@ -30,7 +30,7 @@ struct Format;
 
 template <>
 struct Format<8> {
-  static constexpr int kGroup = 128, kZero = 128, kStepInputs = 4, kBlockGroups = 12;
+  static constexpr int kGroup = 256, kZero = 128, kStepInputs = 4, kBlockGroups = 6;
 };
 
 template <>
