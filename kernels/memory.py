@@ -7,10 +7,10 @@ import contextlib
 import ctypes
 import math
 import mmap
-import sys
 import threading
 import weakref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +20,6 @@ _LINE = 64  # bytes
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name
 _SMALL = 1 << 17  # numbers of a tensor
 _GRAIN = 1 << 18  # bytes
-_UNUSED = 3  # references to what is only in the list that is run over
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -82,7 +81,7 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._kept: list[mmap.mmap] = []
+        self._unused: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -90,21 +89,25 @@ class Workspace:
         count = math.prod(shape)
         if count < _SMALL:
             return torch.empty(shape, dtype=dtype)
+        size = count * dtype.itemsize
         with self._lock:
-            pages = self._pages_of(count * dtype.itemsize)
-            return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
+            pages = self._take(size)
+        memory = np.frombuffer(pages, dtype=np.uint8, count=size)
+        # torch keeps this array for as long as any tensor views it.
+        weakref.finalize(memory, self._unused.append, pages).atexit = False
+        return torch.from_numpy(memory).view(dtype).view(shape)
 
-    def _pages_of(self, size: int) -> mmap.mmap:
+    def _take(self, size: int) -> mmap.mmap:
         """The smallest unused piece that suffices; or a new one, for which the largest of those
         that do not is given up."""
-        unused = [pages for pages in self._kept if sys.getrefcount(pages) == _UNUSED]
-        enough = [pages for pages in unused if len(pages) >= size]
-        if enough:
-            return min(enough, key=len)
+        unused = sorted(self._unused, key=len)
+        for pages in unused:
+            if len(pages) >= size:
+                self._unused.remove(pages)
+                return pages
         if unused:
-            self._kept.remove(max(unused, key=len))
-        self._kept.append(_pages(-(-size // _GRAIN) * _GRAIN))
-        return self._kept[-1]
+            self._unused.remove(unused[-1])
+        return _pages(-(-size // _GRAIN) * _GRAIN)
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -19,7 +19,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kBlockRows = 96;
+constexpr int64_t kBlockRows = 384;
 constexpr int64_t kNumbersPerTask = 8192;  // brought to 8 bits: less is done before a thread is awake
 constexpr float kNothing = 1e-30f;
 
