@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from octavo.engine import errors as engine_errors
 from octavo.engine.async_engine import EngineStatus
@@ -557,12 +559,32 @@ async def test_s6_cors_preflight_is_answered_without_a_key() -> None:
     assert "x-request-id" in refused.headers["access-control-expose-headers"]
 
 
-async def test_s6_below_a_proxys_path_everything_is_found() -> None:
-    server = serve(root_path="/llm", api_key=("secret",))
+@pytest.mark.parametrize("root_path", ["/llm", "/llm/"])
+async def test_s6_below_a_proxys_path_everything_is_found(root_path: str) -> None:
+    server = serve(root_path=root_path, api_key=("secret",))
     assert (await server.http.get("/llm/health")).status_code == 200
     assert (await server.http.get("/health")).status_code == 200
     assert (await server.http.get("/llm/v1/models")).status_code == 401
     assert (await server.http.get("/llm/v1/models", headers=KEY)).status_code == 200
+
+
+async def test_s6_within_another_application_everything_is_found() -> None:
+    """Whose framework says where it has put this one."""
+    server = serve(api_key=("secret",))
+    outer = Starlette(routes=[Mount("/models/llm", app=server.app)])
+    transport = httpx.ASGITransport(outer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://octavo/models/llm") as http:
+        assert (await http.get("/health")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 401
+        assert (await http.get("/v1/models", headers=KEY)).status_code == 200
+        body = {"prompt": "once", "max_tokens": 3}
+        assert (await http.post("/v1/completions", json=body)).status_code == 401
+        answer = await http.post("/v1/completions", json=body, headers=KEY)
+        assert answer.status_code == 200, answer.text
+        assert (await http.post("/v1/none", json=body, headers=KEY)).status_code == 404
+    assert (
+        'handler="/v1/completions",method="POST",status="2xx"' in server.metrics.render().decode()
+    )
 
 
 @pytest.mark.parametrize(
