@@ -139,7 +139,7 @@ def create_app(
         Reception,
         metrics=metrics,
         log_requests=settings.log_requests,
-        root_path=settings.root_path or "",
+        root_path=(settings.root_path or "").rstrip("/"),
     )
     return app
 

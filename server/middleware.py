@@ -63,7 +63,8 @@ class Reception:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["root_path"] = self._root_path
+        # Where another application has put this one, its paths do begin with that.
+        scope["root_path"] = scope.get("root_path") or self._root_path
         tally = Tally(id=_request_id(Headers(scope=scope)))
         state = scope.setdefault("state", {})
         # Between here and an endpoint all look at beginnings and ends only: the events of streams
