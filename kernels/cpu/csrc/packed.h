@@ -52,7 +52,7 @@ inline void convert(const bf16* from, int64_t count, float* to) {
 
 // How weights are fetched. The first tile of rows meets them first: it fetches what it will need
 // itself, `kReadAhead` bytes later. Each other one fetches a share of what all will need next.
-constexpr int64_t kReadAhead = 4096;
+constexpr int64_t kReadAhead = 8192;
 // From how many tiles on a line in each step of each of them is enough.
 constexpr int64_t kManyTiles = kPanelUnits + 1;
 
