@@ -75,7 +75,7 @@ def product_kernel(
 
 def tile_rows(rows: int) -> tuple[int, int]:
     """Rows of a tile, and warps."""
-    return (16, 4) if rows <= 16 else (64, 4)
+    return (16, 4) if rows <= 16 else (64, 8)
 
 
 class QuantizedLinear:

@@ -143,7 +143,7 @@ def _quantized() -> Iterator[Variant]:
         types = {"x": f"*{dtype}", "out": "*fp16", "scales": "*fp32", "x_stride": "i32"}
         types |= {"inputs": "i32", "groups": "i32"}
         kernel = quantized.round_groups_kernel
-        yield f"round groups {dtype}", kernel, types, {"GROUP": 128}, 1
+        yield f"round groups {dtype}", kernel, types, {"GROUP": 256}, 1
         types = {"x": "*fp16", "x_scales": "*fp32", "values": "*u8", "scales": "*bf16"}
         types |= {"bias": "*bf16", "out": f"*{dtype}"}
         types |= dict.fromkeys(("rows", "outputs", "groups"), "i32")
