@@ -41,10 +41,13 @@ def test_an_arena_gives_zeros_that_share_nothing_but_their_mapping() -> None:
     assert [tensors[i + 1].data_ptr() - tensors[i].data_ptr() for i in range(2)] == [64, 64]
 
 
-def test_a_mapping_of_an_arena_is_given_back_with_its_last_tensor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made: list[weakref.ref[mmap.mmap]] = []
+Mappings = list[weakref.ref[mmap.mmap]]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Mappings:
+    """The mappings that are made."""
+    made: Mappings = []
 
     def pages(size: int) -> mmap.mmap:
         mapping = mmap.mmap(-1, size)
@@ -52,6 +55,10 @@ def test_a_mapping_of_an_arena_is_given_back_with_its_last_tensor(
         return mapping
 
     monkeypatch.setattr(memory, "_pages", pages)
+    return made
+
+
+def test_a_mapping_of_an_arena_is_given_back_with_its_last_tensor(made: Mappings) -> None:
     arena = Arena()
     tensors = [arena.zeros((1 << 20,), torch.float32).fill_(7) for _ in range(2)]
     assert len(made) == 1
@@ -91,17 +98,7 @@ def test_a_workspace_gives_out_what_nothing_views_any_more() -> None:
     assert workspace.empty((3, 0), torch.bfloat16).shape == (3, 0)
 
 
-def test_a_workspace_keeps_as_many_pieces_as_were_there_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made: list[weakref.ref[mmap.mmap]] = []
-
-    def pages(size: int) -> mmap.mmap:
-        mapping = mmap.mmap(-1, size)
-        made.append(weakref.ref(mapping))
-        return mapping
-
-    monkeypatch.setattr(memory, "_pages", pages)
+def test_a_workspace_keeps_as_many_pieces_as_were_there_at_once(made: Mappings) -> None:
     workspace = Workspace()
     for rows in (200, 100, 300, 400, 150, 400, 300):
         x = workspace.empty((rows, 1000), torch.bfloat16)
