@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,14 +31,12 @@ from ..errors import ConfigError
 from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..models.base import Model
-from ..params import SamplingParams
 from ..quantization.rounded import rounded_bytes
 from ..sampling.drawing import plain_draw
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.rules import standard_rules
 from ..sampling.sampler import Sampler
-from ..step import History, Moves, Slice, Wants
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
@@ -55,6 +52,7 @@ from .memory import (
     size,
 )
 from .padding import Key, StaticBatch, keys_for
+from .prices import seconds_per_swap, seconds_per_token
 from .replaying import Replayed
 from .resident import Resident
 from .runner import Runner
@@ -62,10 +60,6 @@ from .sequences import SequenceTable
 from .stream import AtOnce, Stream
 
 log = logging.getLogger(__name__)
-
-_FIRST_TOKENS, _MORE_TOKENS = 8, 64  # computed to measure what a token costs
-_QUICK_SECONDS = 0.05  # a model this quick with the first is asked for more
-_SWAPPED_BLOCKS = 8
 
 
 def launch(
@@ -186,7 +180,7 @@ def launch(
         forwards=forwards,
     )
     progress("measuring", 0, 0)
-    tokens = min(_MORE_TOKENS, config.max_num_batched_tokens, memory.max_model_len - 1)
+    tokens = min(config.max_num_batched_tokens, memory.max_model_len - 1)
     capacity = Capacity(
         num_blocks=memory.num_blocks,
         block_size=config.block_size,
@@ -194,8 +188,8 @@ def launch(
         max_model_len=memory.max_model_len,
         vocab_size=numbers.vocab_size,
         eos_token_ids=numbers.eos_token_ids,
-        recompute_seconds_per_token=_seconds_per_token(computer, config.block_size, tokens),
-        swap_seconds_per_block=_seconds_per_swap(kv, memory),
+        recompute_seconds_per_token=seconds_per_token(computer, config.block_size, tokens),
+        swap_seconds_per_block=seconds_per_swap(kv, memory),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         kv_bytes=memory.num_blocks * block,
@@ -324,39 +318,3 @@ def _weight_bytes(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype
         return (embeddings + numbers.layers * layer) * dtype.itemsize
     stored = sum(file.stat().st_size for file in weight_files(config.model))
     return stored * dtype.itemsize // (4 if numbers.dtype == "float32" else 2)
-
-
-def _seconds_per_token(computer: Computer, block_size: int, most: int) -> float:
-    """What computing one token of a prompt costs. Also the model's warm-up."""
-
-    def measure(tokens: int) -> float:
-        prompt = (0,) * tokens
-        blocks = tuple(range(-(-tokens // block_size)))
-        history = History(
-            params=SamplingParams(temperature=0.0), seed=0, prompt_length=tokens, token_ids=prompt
-        )
-        part = Slice(
-            sequence=-1, start=0, count=tokens, wants=Wants.TOKEN, blocks=blocks, history=history
-        )
-        began = time.perf_counter()
-        computer.compute([part])
-        seconds = time.perf_counter() - began
-        computer.forget((-1,))
-        return seconds / tokens
-
-    first = max(1, min(_FIRST_TOKENS, most))
-    cost = measure(first)
-    if cost * first < _QUICK_SECONDS and most > first:
-        cost = measure(most)
-    return cost
-
-
-def _seconds_per_swap(kv: KVCache, memory: MemoryPlan) -> float:
-    """What moving one block to host memory costs; 0 where there is no room for any."""
-    count = min(_SWAPPED_BLOCKS, memory.num_blocks, memory.num_host_blocks)
-    if not count:
-        return 0.0
-    began = time.perf_counter()
-    kv.apply(Moves(swap_out=tuple((block, block) for block in range(count))))
-    kv.synchronize()
-    return (time.perf_counter() - began) / count
