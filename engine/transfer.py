@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,16 +92,17 @@ class Pinned:
         self._incoming: list[_Buffer] = []  # in which nothing is awaited
         self._next = 0
 
+    @torch.inference_mode()
     def send(self, *arrays: Array) -> list[Tensor]:
-        total = packed_bytes(arrays)
+        packing = _Packing.of(arrays)
         buffer = self._outgoing[self._next]
         self._next = (self._next + 1) % len(self._outgoing)
-        host = self._room(buffer, total)
-        _pack(arrays, buffer.bytes)
-        memory = torch.empty(total, dtype=torch.uint8, device=self._device)
+        host = self._room(buffer, packing.total)
+        packing.pack(arrays, buffer.bytes)
+        memory = torch.empty(packing.total, dtype=torch.uint8, device=self._device)
         memory.copy_(host, non_blocking=True)
         buffer.done.record()
-        return views(memory, arrays)
+        return packing.views(memory, arrays)
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         # A copy of its own: the next step may write where the tensors are. Kept until it has been
@@ -158,34 +160,61 @@ def together(like: Tensor, *arrays: Array) -> list[Tensor]:
     arrays = tuple(array.copy() for array in arrays)
     if like.device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    host = torch.empty(packed_bytes(arrays), dtype=torch.uint8, pin_memory=True)
-    _pack(arrays, host.numpy())
-    return views(host.to(like.device, non_blocking=True), arrays)
+    packing = _Packing.of(arrays)
+    host = torch.empty(packing.total, dtype=torch.uint8, pin_memory=True)
+    packing.pack(arrays, host.numpy())
+    return packing.views(host.to(like.device, non_blocking=True), arrays)
 
 
-def _pack(arrays: Sequence[Array], memory: npt.NDArray[np.uint8]) -> None:
-    """By numpy: a call of torch takes several times as long."""
-    begin = 0
-    for array in arrays:
-        place = memory[begin : begin + array.nbytes].view(array.dtype)
-        place.reshape(array.shape)[...] = array
-        begin += _aligned(array.nbytes)
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """Where arrays lie in one buffer: those of a dtype behind each other, each of them aligned.
 
+    So all of them are a few calls of torch away, however many there are: a view and a split for
+    each dtype.
+    """
 
-def packed_bytes(arrays: Sequence[Array]) -> int:
-    """Bytes of the arrays one after the other, each of them aligned."""
-    return sum(_aligned(array.nbytes) for array in arrays)
+    groups: dict[np.dtype[Any], list[int]]  # indexes of the arrays that have it
+    begins: dict[int, int]  # where an array begins, in bytes, by index
+    sizes: list[int]  # bytes of each group
 
+    @classmethod
+    def of(cls, arrays: Sequence[Array]) -> _Packing:
+        groups: dict[np.dtype[Any], list[int]] = {}
+        for i, array in enumerate(arrays):
+            groups.setdefault(array.dtype, []).append(i)
+        order = [i for members in groups.values() for i in members]
+        lengths = [_aligned(arrays[i].nbytes) for i in order]
+        begins = dict(zip(order, accumulate(lengths, initial=0), strict=False))
+        sizes = [sum(_aligned(arrays[i].nbytes) for i in group) for group in groups.values()]
+        return cls(groups, begins, sizes)
 
-def views(memory: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
-    """Tensors like the arrays, one after the other in `memory` (uint8), each of them aligned."""
-    tensors: list[Tensor] = []
-    begin = 0
-    for array in arrays:
-        part = memory[begin : begin + array.nbytes]
-        tensors.append(part.view(_dtype_of(array.dtype)).view(array.shape))
-        begin += _aligned(array.nbytes)
-    return tensors
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+    def pack(self, arrays: Sequence[Array], memory: npt.NDArray[np.uint8]) -> None:
+        """By numpy: a call of torch takes several times as long."""
+        for i, begin in self.begins.items():
+            array = arrays[i]
+            place = memory[begin : begin + array.nbytes].view(array.dtype)
+            place.reshape(array.shape)[...] = array
+
+    def views(self, memory: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
+        """Tensors like the arrays, of what was packed to `memory` (uint8)."""
+        tensors: dict[int, Tensor] = {}
+        parts = memory.split_with_sizes(self.sizes)
+        for part, (dtype, group) in zip(parts, self.groups.items(), strict=True):
+            lengths: list[int] = []
+            for i in group:
+                size = arrays[i].nbytes
+                lengths += arrays[i].size, (_aligned(size) - size) // dtype.itemsize
+            pieces = part.view(_dtype_of(dtype)).split_with_sizes(lengths)[::2]
+            tensors |= zip(group, pieces, strict=True)
+        return [
+            tensors[i] if array.ndim == 1 else tensors[i].view(array.shape)
+            for i, array in enumerate(arrays)
+        ]
 
 
 @cache

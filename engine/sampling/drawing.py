@@ -6,6 +6,8 @@ row each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from octavo.kernels.ops import Narrowing, Ops
 
 from ..step import NOTHING_LEFT
-from ..transfer import beside, together
+from ..transfer import Array, beside
 from .narrowing import heated, keep
 
 NOT_FINITE = "the model's logits are not finite"
@@ -35,48 +37,43 @@ class Drawer:
         self._ops = ops
         self._unseen = unseen
 
+    def numbers(
+        self, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+    ) -> tuple[Array, ...]:
+        """What the device must know to `draw`."""
+        columns = ["temperature", "seed"]
+        if self._unseen and state["narrowed"].any():
+            columns += ["top_k", "top_p", "min_p"]
+        # Copied, because torch takes no column of a structured array, not even one of a single row.
+        temperature, seeds, *rest = (state[name].copy() for name in columns)
+        return temperature, seeds, positions, *rest
+
     def draw(
-        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+        self, logits: Tensor, state: npt.NDArray[np.void], numbers: Sequence[Tensor]
     ) -> Tensor:
-        """The chosen token id of each row, int64 [rows]."""
-        narrowed = state["narrowed"]
+        """The chosen token id of each row, int64 [rows]. `numbers`: on the device."""
+        temperature, seeds, positions, *rest = numbers
         if self._unseen:
-            return self._draw_unseen(logits, state, positions)
+            narrowing = None
+            if rest:
+                narrowing = Narrowing(top_k=rest[0], top_p=rest[1], min_p=rest[2])
+            return self._ops.draw(logits, temperature, seeds, positions, narrowing)[0]
+        narrowed = state["narrowed"]
         if not narrowed.any():
-            return self._gumbel_argmax(logits, state, positions)
+            return self._ops.gumbel_argmax(logits, temperature, seeds, positions)
         chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        for members, draw in ((~narrowed, self._gumbel_argmax), (narrowed, self._draw_narrowed)):
-            at = np.flatnonzero(members)
-            if len(at):
-                place = beside(at, logits)
-                chosen[place] = draw(logits[place], state[at], positions[at])
+        members = np.flatnonzero(~narrowed)
+        if len(members):
+            at = beside(members, logits)
+            chosen[at] = self._ops.gumbel_argmax(logits[at], *(number[at] for number in numbers))
+        members = np.flatnonzero(narrowed)
+        at = beside(members, logits)
+        own = [number[at] for number in numbers]
+        chosen[at] = self._draw_narrowed(logits[at], state[members], own)
         return chosen
 
-    def _draw_unseen(
-        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
-    ) -> Tensor:
-        names = ["temperature", "seed"]
-        if state["narrowed"].any():
-            names += ["top_k", "top_p", "min_p"]
-        columns = (state[name] for name in names)
-        at, temperature, seeds, *rest = together(logits, positions, *columns)
-        narrowing = None
-        if rest:
-            narrowing = Narrowing(top_k=rest[0], top_p=rest[1], min_p=rest[2])
-        return self._ops.draw(logits, temperature, seeds, at, narrowing)[0]
-
-    def _gumbel_argmax(
-        self,
-        logits: Tensor,
-        state: npt.NDArray[np.void],
-        positions: npt.NDArray[np.int64],
-        token_ids: Tensor | None = None,
-    ) -> Tensor:
-        temperature, seeds, at = together(logits, state["temperature"], state["seed"], positions)
-        return self._ops.gumbel_argmax(logits, temperature, seeds, at, token_ids)
-
     def _draw_narrowed(
-        self, logits: Tensor, state: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
+        self, logits: Tensor, state: npt.NDArray[np.void], numbers: Sequence[Tensor]
     ) -> Tensor:
         """Draw among what min-p, top-k and top-p leave, int64 [rows].
 
@@ -92,12 +89,9 @@ class Drawer:
             values, ids = self._ops.largest(logits[at], width)  # [rows, width]
             likely = probabilities[at].gather(-1, ids)
             kept, complete = keep(likely, state[open_rows], self._vocab_size)
-            drawn = self._gumbel_argmax(
-                values.masked_fill(~kept, float("-inf")),
-                state[open_rows],
-                positions[open_rows],
-                ids,
-            )
+            values = values.masked_fill(~kept, float("-inf"))
+            heat, seeds, positions = (number[at] for number in numbers)
+            drawn = self._ops.gumbel_argmax(values, heat, seeds, positions, ids)
             chosen[at] = ids.gather(-1, drawn[:, None])[:, 0]
             open_rows = open_rows[~complete.numpy(force=True)]
             width = min(8 * width, logits.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..transfer import beside
 from .grammar import WORD_BITS, Bitmask, Grammar, GrammarCompiler, fill_masks
-from .logits import Histories, Rows
+from .logits import Histories, Rows, Shaping
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ _BROKEN = "the server failed to follow the grammar of this request; its log says
 class GrammarRule:
     """`grammar`: only what continues a valid answer may be said. A `LogitsRule`; the last one.
 
-    `prepare` may be called before the forward pass; the masks are then computed beside it. The
-    grammar wins over other rules: where these have left nothing that it allows, all that it allows
-    has the logit 0, and so has a forced token.
+    The masks are computed beside the forward pass, and sent when they are there: the one thing of a
+    step that does not travel in its first copy. The grammar wins over other rules: where these have
+    left nothing that it allows, all that it allows has the logit 0, and so has a forced token.
 
     Args:
         vocab_size: columns of the logits.
@@ -48,7 +49,7 @@ class GrammarRule:
         self._walks: dict[int, Grammar | None] = {}  # by row; None: it failed
         self._failures: dict[int, str] = {}  # why, by row
         self._read: dict[int, int] = {}  # by row: output tokens accepted
-        self._prepared: tuple[tuple[int, ...], Future[Bitmask]] | None = None
+        self._masking: Future[Bitmask] | None = None
 
     def needs(self, params: SamplingParams) -> bool:
         return params.grammar is not None
@@ -59,7 +60,7 @@ class GrammarRule:
 
     def admit(self, row: int, params: SamplingParams) -> None:
         assert params.grammar is not None, "only rows that need the rule are admitted"
-        self._abandon()
+        self._settle()
         self._read[row] = 0
         self._failures.pop(row, None)
         try:
@@ -67,27 +68,19 @@ class GrammarRule:
         except SequenceFailed as error:
             self._fail(row, error)
 
-    def prepare(self, rows: Rows, histories: Histories) -> None:
-        """Begin to compute the masks of these sequences, all of which need the rule."""
-        self._abandon()
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
+        """Begins to compute the masks."""
+        self._settle()
         living = tuple(rows.tolist())
         for row in living:
             self._catch_up(row, histories)
-        self._prepared = living, self._beside.submit(self._masks, living)
+        masking = self._masking = self._beside.submit(self._masks, living)
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
-        if self._prepared is None or self._prepared[0] != tuple(rows.tolist()):
-            self.prepare(rows, histories)
-        masks = self._settle()
-        place = beside(at, logits)
-        bitmask = beside(masks, logits)
-        allowed = logits[place]
-        self._allow_only(allowed, bitmask)
-        # Whether a row is lost the device alone knows: who asked it would wait for it.
-        lost = allowed.amax(-1, keepdim=True) == float("-inf")
-        anything = torch.zeros_like(allowed)
-        self._allow_only(anything, bitmask)
-        logits[place] = torch.where(lost, anything, allowed)
+        def apply(logits: Tensor, given: Sequence[Tensor]) -> None:
+            (place,) = given
+            self._mask(logits, place, beside(masking.result(), logits))
+
+        return Shaping(arrays=(at,), apply=apply)
 
     def failure(self, row: int) -> str | None:
         """Why the sequence in `row` cannot go on, if that is the grammar's fault."""
@@ -95,7 +88,7 @@ class GrammarRule:
 
     def forced(self, row: int, histories: Histories) -> tuple[int, ...]:
         """The tokens that must follow the sequence's known ones; empty where there is a choice."""
-        self._abandon()
+        self._settle()
         self._catch_up(row, histories)
         walk = self._walks[row]
         return () if walk is None else walk.forced()
@@ -131,15 +124,17 @@ class GrammarRule:
         masks[living] = part
         return masks
 
-    def _settle(self) -> Bitmask:
-        """Wait for the thread, which alone may touch the walks while it runs."""
-        assert self._prepared is not None
-        _, future = self._prepared
-        self._prepared = None
-        return future.result()
+    def _mask(self, logits: Tensor, at: Tensor, bitmask: Tensor) -> None:
+        allowed = logits[at]
+        self._allow_only(allowed, bitmask)
+        # Whether a row is lost the device alone knows: who asked it would wait for it.
+        lost = allowed.amax(-1, keepdim=True) == float("-inf")
+        anything = torch.zeros_like(allowed)
+        self._allow_only(anything, bitmask)
+        logits[at] = torch.where(lost, anything, allowed)
 
-    def _abandon(self) -> None:
-        """Wait for the thread; of a step that failed nobody wants to know what came of it."""
-        if self._prepared is not None:
-            wait((self._prepared[1],))
-            self._prepared = None
+    def _settle(self) -> None:
+        """Wait for the thread, which alone may touch the walks while it runs."""
+        if self._masking is not None:
+            wait((self._masking,))
+            self._masking = None

@@ -4,20 +4,23 @@ To add a sampling parameter that acts on logits, write one `LogitsRule` and add 
 `rules.standard_rules`. A rule acts on the rows that need it and costs nothing while none does.
 What it knows beyond its parameters is a pure function of the sequence's tokens, so nothing has
 to be saved, restored or rolled back.
+
+A rule does its part in two pieces. On the host, before there are logits, it tells what the device
+must know (`LogitsRule.shaping`); all that goes there in the step's one copy. On the device, when
+there are, it changes them (`Shaping.apply`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ..params import SamplingParams
-from ..transfer import beside
 
 Rows = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int64]
@@ -40,6 +43,18 @@ class Histories(Protocol):
     def prompt_lengths(self) -> npt.NDArray[np.int64]: ...  # [rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """What a rule does to the logits of one step."""
+
+    arrays: tuple[npt.NDArray[Any], ...]  # what the device is to be sent for that
+    apply: Callable[[Tensor, Sequence[Tensor]], Follow | None]
+    """Change logits, float32 [batch rows, vocab], in place, given `arrays` as tensors beside them.
+    Returns who wants to know what is drawn then, if anything is."""
+    undrawn: Callable[[], None] | None = None
+    """On the host, when it has been applied: no token is drawn of these rows."""
+
+
 class LogitsRule(Protocol):
     """One way to change logits. `reads_history`: whether it needs the last tokens that have been
     said on the host, where a sequence that runs ahead has them later."""
@@ -52,17 +67,14 @@ class LogitsRule(Protocol):
     def admit(self, row: int, params: SamplingParams) -> None:
         """A sequence that needs this rule now lives in `row`; forget who lived there before."""
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> Follow | None:
-        """Change logits[at[i]] in place for the sequence in rows[i].
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
+        """How to change logits[at[i]] for the sequence in rows[i]: once for each step, in their
+        order, and applied in that order or never.
 
         Args:
-            logits: float32 [batch rows, vocab].
-            at: which rows of `logits` to change.
+            at: which rows of the logits to change.
             rows: which sequence each of them continues, same length.
             histories: what has been said.
-
-        Returns:
-            Who wants to know what is drawn then, if anything is.
         """
 
 
@@ -81,12 +93,9 @@ class AllowedTokens:
     def admit(self, row: int, params: SamplingParams) -> None:
         self._allowed[row] = _ids(params.allowed_token_ids or (), self._vocab_size)
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
-        cells = _cells(logits, at, [self._allowed[row] for row in rows.tolist()])
-        flat = logits.view(-1)
-        kept = flat[cells]
-        logits.index_fill_(0, beside(at, logits), _NEVER)
-        flat[cells] = kept
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
+        cells = _cells(self._vocab_size, at, [self._allowed[row] for row in rows.tolist()])
+        return Shaping(arrays=(at, cells), apply=_allow)
 
 
 class BadWords:
@@ -108,9 +117,9 @@ class BadWords:
             if word and word[-1] < self._vocab_size
         ]
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
         banned = [self._banned(row, histories) for row in rows.tolist()]
-        logits.view(-1)[_cells(logits, at, banned)] = _NEVER
+        return Shaping(arrays=(_cells(self._vocab_size, at, banned),), apply=_forbid)
 
     def _banned(self, row: int, histories: Histories) -> Tokens:
         said = histories.token_ids[row, : histories.lengths[row]]
@@ -140,11 +149,11 @@ class MinimumLength:
         self._minimum[row] = params.min_tokens
         self._ends[row] = _ids((*self._stop_ids, *params.stop_token_ids), self._vocab_size)
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
         said = histories.lengths[rows] - histories.prompt_lengths[rows]
         short = said < np.array([self._minimum[row] for row in rows.tolist()])
         ends = [self._ends[row] for row in rows[short].tolist()]
-        logits.view(-1)[_cells(logits, at[short], ends)] = _NEVER
+        return Shaping(arrays=(_cells(self._vocab_size, at[short], ends),), apply=_forbid)
 
 
 class LogitBias:
@@ -165,11 +174,11 @@ class LogitBias:
         self._ids[row] = np.array(list(known), dtype=np.int64)
         self._values[row] = np.array(list(known.values()), dtype=np.float32)
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> None:
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
         living = rows.tolist()
-        cells = _cells(logits, at, [self._ids[row] for row in living])
+        cells = _cells(self._vocab_size, at, [self._ids[row] for row in living])
         values = np.concatenate([self._values[row] for row in living])
-        logits.view(-1)[cells] += beside(values, logits)
+        return Shaping(arrays=(cells, values), apply=_add)
 
 
 def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:
@@ -177,10 +186,27 @@ def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:
     return np.array(sorted({i for i in ids if 0 <= i < vocab_size}), dtype=np.int64)
 
 
-def _cells(logits: Tensor, at: Rows, ids: Sequence[Tokens]) -> Tensor:
+def _cells(vocab_size: int, at: Rows, ids: Sequence[Tokens]) -> Tokens:
     """Where the given ids of the given rows lie in `logits.view(-1)`."""
     lengths = [len(row_ids) for row_ids in ids]
     if not sum(lengths):
-        return torch.empty(0, dtype=torch.int64, device=logits.device)
-    cells = np.repeat(at, lengths) * logits.shape[1] + np.concatenate(ids)
-    return beside(cells, logits)
+        return np.zeros(0, dtype=np.int64)
+    return np.repeat(at, lengths) * vocab_size + np.concatenate(ids)
+
+
+def _allow(logits: Tensor, given: Sequence[Tensor]) -> None:
+    at, cells = given
+    flat = logits.view(-1)
+    kept = flat[cells]
+    logits.index_fill_(0, at, _NEVER)
+    flat[cells] = kept
+
+
+def _forbid(logits: Tensor, given: Sequence[Tensor]) -> None:
+    (cells,) = given
+    logits.view(-1).index_fill_(0, cells, _NEVER)
+
+
+def _add(logits: Tensor, given: Sequence[Tensor]) -> None:
+    cells, values = given
+    logits.view(-1).index_add_(0, cells, values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch import Tensor
 from octavo.kernels.ops import Ops
 
 from ..params import SamplingParams
-from ..transfer import beside
-from .logits import Follow, Histories, Rows
+from .logits import Follow, Histories, Rows, Shaping, Tokens
+
+_Tables = tuple[Tensor, Tensor, Tensor]
 
 
 class Penalties:
@@ -19,7 +22,7 @@ class Penalties:
     Counts are kept by row on the device of the logits. What is drawn is counted there at once, so
     a running sequence needs nothing of the host, which may not know the token yet. What comes in
     another way, a sequence met for the first time or a run that a grammar forces, is counted from
-    the history. Counts that are ahead of it, because the step that drew was given up, are made
+    the history. Counts that are ahead of it, because a step that was to draw was given up, are made
     anew.
 
     Args:
@@ -32,8 +35,9 @@ class Penalties:
         self._vocab_size = vocab_size
         self._ops = ops
         self._strengths = np.zeros((rows, 3), dtype=np.float32)  # presence, frequency, repetition
-        self._counted = np.zeros(rows, dtype=np.int64)  # tokens of the history; 0: nothing is there
-        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+        # Tokens of the history, and those that will be drawn next; 0: nothing is there.
+        self._counted = np.zeros(rows, dtype=np.int64)
+        self._tables: _Tables | None = None
 
     def needs(self, params: SamplingParams) -> bool:
         return (
@@ -56,53 +60,46 @@ class Penalties:
         )
         self._counted[row] = 0
 
-    def apply(self, logits: Tensor, at: Rows, rows: Rows, histories: Histories) -> Follow:
-        seen, said, strengths = self._room(logits)
-        place, where = beside(np.stack((at, rows)), logits)
-        self._catch_up(rows, histories)
-        presence, frequency, repetition = strengths[where].unbind(1)
-        logits[place] = self._ops.penalise(
-            logits[place], seen[where], said[where], presence, frequency, repetition
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
+        lengths = histories.lengths[rows]
+        anew = rows[(self._counted[rows] == 0) | (self._counted[rows] > lengths)]
+        self._counted[anew] = 0
+        prompt, output = self._fresh(rows, lengths, histories)
+        self._counted[rows] = lengths + 1  # what will be drawn, too
+
+        def undrawn() -> None:
+            self._counted[rows] = lengths
+
+        news = (anew, self._strengths[anew], prompt, output)
+        return Shaping(arrays=(at, rows, *news), apply=self._apply, undrawn=undrawn)
+
+    def _fresh(self, rows: Rows, lengths: Tokens, histories: Histories) -> tuple[Tokens, Tokens]:
+        """Cells of the tables for tokens of the history that are not counted, of prompts and of
+        outputs; in a running sequence there are none."""
+        counted = self._counted[rows]
+        fresh = lengths - counted
+        row = np.repeat(rows, fresh)  # [fresh tokens]
+        position = np.arange(len(row)) - np.repeat(np.cumsum(fresh) - fresh - counted, fresh)
+        cells = row * self._vocab_size + histories.token_ids[row, position]
+        said = position >= histories.prompt_lengths[row]
+        return cells[~said], cells[said]
+
+    def _apply(self, logits: Tensor, given: Sequence[Tensor]) -> Follow:
+        at, rows, *news = given
+        seen, said, strengths = tables = self._room(logits)
+        if any(map(len, news)):
+            _take_in(tables, *news)
+        presence, frequency, repetition = strengths[rows].unbind(1)
+        logits[at] = self._ops.penalise(
+            logits[at], seen[rows], said[rows], presence, frequency, repetition
         )
 
         def follow(drawn: Tensor) -> None:
-            said[where, drawn[place]] += 1
-            self._counted[rows] += 1
+            said[rows, drawn[at]] += 1
 
         return follow
 
-    def _catch_up(self, rows: Rows, histories: Histories) -> None:
-        """Count the tokens of the history that are not; in a running sequence there are none."""
-        lengths = histories.lengths[rows]
-        counted = self._counted[rows]
-        anew = rows[(counted == 0) | (counted > lengths)]
-        if len(anew):
-            self._clear(anew)
-            counted = self._counted[rows]
-        fresh = lengths - counted
-        if not fresh.any():
-            return
-        assert self._tables is not None
-        seen, said, _ = self._tables
-        row = np.repeat(rows, fresh)  # [fresh tokens]
-        position = np.arange(len(row)) - np.repeat(np.cumsum(fresh) - fresh - counted, fresh)
-        cell = row * self._vocab_size + histories.token_ids[row, position]
-        output = position >= histories.prompt_lengths[row]
-        seen.view(-1)[beside(cell[~output], seen)] = True
-        cells = beside(cell[output], said)
-        said.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=said.dtype))
-        self._counted[rows] = lengths
-
-    def _clear(self, rows: Rows) -> None:
-        assert self._tables is not None
-        seen, said, strengths = self._tables
-        self._counted[rows] = 0
-        where = beside(rows, seen)
-        seen.index_fill_(0, where, False)
-        said.index_fill_(0, where, 0)
-        strengths[where] = beside(self._strengths[rows], strengths)
-
-    def _room(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _room(self, like: Tensor) -> _Tables:
         """Of as many rows as have been admitted: which tokens the prompt has, bool [rows, vocab];
         how often the output has them, int32 [rows, vocab]; and strengths, float32 [rows, 3]."""
         rows = len(self._counted)
@@ -117,3 +114,15 @@ class Penalties:
                 new[: len(old)] = old
             self._tables = tables
         return self._tables
+
+
+def _take_in(
+    tables: _Tables, anew: Tensor, strengths: Tensor, prompt: Tensor, output: Tensor
+) -> None:
+    """Rows that begin anew, then cells that are to be counted."""
+    seen, said, of_rows = tables
+    seen.index_fill_(0, anew, False)
+    said.index_fill_(0, anew, 0)
+    of_rows[anew] = strengths
+    seen.view(-1).index_fill_(0, prompt, True)
+    said.view(-1).index_add_(0, output, torch.ones_like(output, dtype=said.dtype))

@@ -8,6 +8,9 @@ that is drawn here.
 In order: log-probabilities are read from the model's own logits; the rules of `logits.py` shape
 them; then temperature, min-p, top-k and top-p narrow the choice, and one token is drawn. A step
 in which every row is greedy and unshaped costs one argmax.
+
+What a draw takes is settled on the host before there are logits (`Sampler.settle`), so that what
+the device must know of it can go with what else the step sends. `Sampler.draw` then asks nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,9 +30,9 @@ from octavo.kernels.ops import Ops
 from ..errors import SequenceFailed
 from ..params import SamplingParams
 from ..step import TokenLogprobs
-from ..transfer import beside, together
+from ..transfer import Array, together
 from .drawing import FAILURES, NOT_FINITE, Drawer, outcomes_of, plain_draw
-from .logits import Follow, Histories, LogitsRule, Rows
+from .logits import Histories, LogitsRule, Rows, Shaping
 from .scores import describe, token_logprobs
 
 if TYPE_CHECKING:
@@ -59,12 +63,21 @@ class Draws(Protocol):
     what `drawing.plain_draw` gives, in one call, where somebody has that ready for these logits."""
 
     def __call__(
-        self,
-        logits: Tensor,
-        temperature: npt.NDArray[np.float32],
-        seeds: npt.NDArray[np.int64],
-        positions: npt.NDArray[np.int64],
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor] | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A draw, before there are logits. `arrays` are what the device must be sent to make it."""
+
+    state: npt.NDArray[np.void]  # [rows] parameters of the sequences, in the order of the logits
+    arrays: tuple[Array, ...]
+    numbers: int = 3  # of the arrays, which come first: see `Drawer.numbers`
+    plain: bool = False  # nothing but tokens is wanted, and nothing shapes or narrows them
+    asked: Rows  # rows of logits whose log-probabilities are asked for
+    shapings: tuple[Shaping, ...] = ()
+    failures: dict[int, str]  # by row of logits: what its grammar is at fault for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +97,7 @@ class Drawn:
     tensors: tuple[Tensor, ...]
     asked: Rows  # rows of logits whose log-probabilities are asked for
     counts: npt.NDArray[np.int64]  # likeliest tokens to name of each of these
-    failures: dict[int, str]  # by row of logits: what its grammar is at fault for
+    failures: dict[int, str]  # as `Settled.failures`
 
     def read(self, arrays: Sequence[npt.NDArray[Any]]) -> Sampled:
         """From the values of `tensors`."""
@@ -129,7 +142,7 @@ class Sampler:
         self._rules = tuple(rules) if grammar is None else (*rules, grammar)
         self._rows = np.zeros(0, dtype=_ROW)
         self._needs = np.zeros((len(self._rules), 0), dtype=np.bool_)  # [rules, rows]
-        # Sequences are admitted, and grammars walked, while the step before is being sampled.
+        # Draws are settled while beams of the step before are being searched.
         self._lock = threading.Lock()
 
     def admit(self, row: int, params: SamplingParams, seed: int) -> None:
@@ -175,14 +188,6 @@ class Sampler:
         """Whether `admit` would not wait; begins to prepare what is missing. From any thread."""
         return self._grammar is None or self._grammar.ready(params)
 
-    def prepare(self, rows: Rows, histories: Histories) -> None:
-        """Begin what can be done for `draw` of the same arguments before there are logits."""
-        if self._grammar is not None:
-            with self._lock:
-                bound = rows[self._needs[-1, rows]]
-                if len(bound):
-                    self._grammar.prepare(bound, histories)
-
     def forced(self, rows: Rows, histories: Histories) -> dict[int, tuple[int, ...]]:
         """The tokens that must follow the known ones of sequences, whatever their logits are, by
         index into `rows`.
@@ -199,51 +204,68 @@ class Sampler:
             }
         return {i: run for i, run in runs.items() if run}
 
-    def draw(self, logits: Tensor, rows: Rows, histories: Histories) -> Drawn:
+    def settle(self, rows: Rows, histories: Histories) -> Settled:
+        """What the next token of each sequence is drawn by, in the order of their logits; the
+        position drawn for is the length of its history. To be drawn in the order of the calls, or
+        never."""
+        with self._lock:
+            state, positions = self._rows[rows], histories.lengths[rows]
+            numbers = self._drawer.numbers(state, positions)
+            if state["plain"].all():
+                none = np.zeros(0, np.int64)
+                return Settled(state=state, arrays=numbers, plain=True, asked=none, failures={})
+            asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
+            shapings = self._shapings(rows, state["shaped"], histories)
+            return Settled(
+                state=state,
+                arrays=(*numbers, asked, *(array for one in shapings for array in one.arrays)),
+                numbers=len(numbers),
+                asked=asked,
+                shapings=shapings,
+                failures=self._failures(rows),
+            )
+
+    def draw(self, logits: Tensor, settled: Settled, sent: Sequence[Tensor]) -> Drawn:
         """Draw the next token of each sequence.
 
         Args:
             logits: float32 [rows, vocab]; changed in place.
-            rows: int64 [rows], the sequence that each row of logits continues. The position
-                drawn for is the length of its history.
+            settled: what is drawn.
+            sent: its arrays, on the device.
         """
-        with self._lock:
-            if self._rows["plain"][rows].all():
-                return self._draw_plain(logits, rows, histories)
-            state = self._rows[rows]
-            asked = np.flatnonzero(state["logprobs"] != _NO_LOGPROBS)
-            largest = logits.amax(-1)  # NaN where there is one
-            own = logits[beside(asked, logits)].log_softmax(-1) if len(asked) else None
-            follows = self._shape(logits, rows, state["shaped"], histories)
-            failures = self._failures(rows)
-        chosen = self._drawer.draw(logits, state, histories.lengths[rows])
-        with self._lock:
-            for follow in follows:
+        if settled.plain:
+            drawn = None if self._draws is None else self._draws(logits, *sent)
+            chosen, outcomes = drawn or plain_draw(self._ops, logits, *sent)
+            return Drawn(
+                token_ids=chosen,
+                tensors=(outcomes,),
+                asked=settled.asked,
+                counts=settled.asked,
+                failures=settled.failures,
+            )
+        given = iter(sent)
+        numbers = list(islice(given, settled.numbers))
+        asked = next(given)
+        largest = logits.amax(-1)  # NaN where there is one
+        own = logits[asked].log_softmax(-1) if len(asked) else None
+        follows = []
+        for shaping in settled.shapings:
+            follows.append(shaping.apply(logits, list(islice(given, len(shaping.arrays)))))
+        chosen = self._drawer.draw(logits, settled.state, numbers)
+        for follow in follows:
+            if follow is not None:
                 follow(chosen)
-        counts = state["logprobs"][asked]
+        counts = settled.state["logprobs"][settled.asked]
         named: tuple[Tensor, ...] = ()
         if own is not None:
-            named = describe(self._ops, own, chosen[beside(asked, chosen)], counts)
+            named = describe(self._ops, own, chosen[asked], counts)
         return Drawn(
             token_ids=chosen,
             tensors=(outcomes_of(largest, logits, chosen), *named),
-            asked=asked,
+            asked=settled.asked,
             counts=counts,
-            failures=failures,
+            failures=settled.failures,
         )
-
-    def _draw_plain(self, logits: Tensor, rows: Rows, histories: Histories) -> Drawn:
-        numbers = (
-            self._rows["temperature"][rows],
-            self._rows["seed"][rows],
-            histories.lengths[rows],
-        )
-        drawn = None if self._draws is None else self._draws(logits, *numbers)
-        if drawn is None:
-            drawn = plain_draw(self._ops, logits, *together(logits, *numbers))
-        chosen, outcomes = drawn
-        none = np.zeros(0, np.int64)
-        return Drawn(token_ids=chosen, tensors=(outcomes,), asked=none, counts=none, failures={})
 
     def candidates(
         self, logits: Tensor, rows: Rows, histories: Histories
@@ -251,7 +273,8 @@ class Sampler:
         """The 2 * beam_width likeliest continuations of each sequence.
 
         Args:
-            logits, rows, histories: as for `sample`.
+            logits: float32 [rows, vocab]; changed in place.
+            rows, histories: as for `settle`.
 
         Returns:
             Per row (token id, log-probability under the shaped logits), descending; fewer where
@@ -260,7 +283,10 @@ class Sampler:
         state = self._rows[rows]
         finite: list[bool] = logits.amax(-1).isfinite().tolist()
         with self._lock:
-            self._shape(logits, rows, state["shaped"], histories)
+            for shaping in self._shapings(rows, state["shaped"], histories):
+                shaping.apply(logits, together(logits, *shaping.arrays))
+                if shaping.undrawn is not None:
+                    shaping.undrawn()
         values, ids = self._ops.largest(logits.log_softmax(-1), int(state["candidates"].max()))
         return [
             tuple(
@@ -298,16 +324,15 @@ class Sampler:
         found = {i: self._grammar.failure(int(rows[i])) for i in bound}
         return {i: why for i, why in found.items() if why is not None}
 
-    def _shape(
-        self, logits: Tensor, rows: Rows, shaped: npt.NDArray[np.bool_], histories: Histories
-    ) -> list[Follow]:
-        """Returns who wants to know what is drawn."""
+    def _shapings(
+        self, rows: Rows, shaped: npt.NDArray[np.bool_], histories: Histories
+    ) -> tuple[Shaping, ...]:
+        """What the rules do to logits of these sequences, in their order."""
         if not shaped.any():
-            return []
+            return ()
         needs = self._needs[:, rows]  # [rules, rows]
-        applied = []
-        for rule, needed in zip(self._rules, needs, strict=True):
-            at = np.flatnonzero(needed)
-            if len(at):
-                applied.append(rule.apply(logits, at, rows[at], histories))
-        return [follow for follow in applied if follow is not None]
+        return tuple(
+            rule.shaping(at, rows[at], histories)
+            for rule, at in zip(self._rules, map(np.flatnonzero, needs), strict=True)
+            if len(at)
+        )

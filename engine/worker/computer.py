@@ -14,12 +14,12 @@ from ..errors import SequenceFailed
 from ..kv_cache import KVCache
 from ..models.base import Model
 from ..params import SamplingParams
-from ..sampling.sampler import Drawn, Sampled, Sampler
+from ..sampling.sampler import Drawn, Sampled, Sampler, Settled
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
 from ..transfer import Array, Transfer, beside
 from .gathering import LACKING, Work, gather
 from .graphs import Eager, Forwards
-from .inputs import Inputs
+from .inputs import Inputs, Sent
 from .pooling import pool
 from .sequences import AsOf, Integers, SequenceTable
 from .stream import Stream
@@ -52,11 +52,11 @@ class Launched:
 
     given: Sequence[Slice]
     work: Work
+    sent: Sent | None = None  # what the device needs of it; None: of nothing
     computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of `work.sampling`
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     arrived: list[Array] | None = None  # what was drawn, on the host
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
-    histories: AsOf | None = None  # of their sequences
 
     @property
     def complete(self) -> bool:
@@ -127,20 +127,19 @@ class Computer:
         launched = Launched(slices, self._gather(slices))
         work = launched.work
         if work.slices:
-            waits = self._waits(work)
-            if not waits:
-                self._prepare(launched)
+            settled = None if self._waits(work) else self._settle(launched)
+            launched.sent = self._inputs.send(work.layout, settled.arrays if settled else ())
             beams = self._table.as_of(work.rows, work.contexts) if len(work.searching) else None
-            launched.computed = self._stream.run(partial(self._forward, work, beams))
-            if not waits:
-                self._give_to_sampler(launched)
+            launched.computed = self._stream.run(partial(self._forward, work, launched.sent, beams))
+            if settled is not None:
+                self._give_to_sampler(launched, settled, launched.sent.others)
         return launched
 
     def sample(self, launched: Launched) -> None:
         """Give the device the sampler of a step, if it has waited; the step before has landed."""
         if launched.computed is not None and launched.drawn is None:
-            self._prepare(launched)
-            self._give_to_sampler(launched)
+            settled = self._settle(launched)
+            self._give_to_sampler(launched, settled, self._transfer.send(*settled.arrays))
 
     def land(self, launched: Launched) -> list[SliceResult]:
         """Wait for a step; what each of its slices yielded, in their order, is kept. After an
@@ -162,7 +161,7 @@ class Computer:
     # --- on the host ---------------------------------------------------------------------------
 
     def _gather(self, slices: Sequence[Slice]) -> Work:
-        work = gather(slices, self._table, self._inputs)
+        work = gather(slices, self._table)
         for part, row in zip(work.slices, work.rows.tolist(), strict=True):
             if part.history is not None:
                 self._sampler.admit(row, part.history.params, part.history.seed)
@@ -174,8 +173,8 @@ class Computer:
         unknown = work.known[work.sampling] < work.contexts[work.sampling]
         return bool(unknown.any() and self._sampler.reads_history(rows[unknown]))
 
-    def _prepare(self, launched: Launched) -> None:
-        """Settle which slices are drawn for, and begin what can be done without logits.
+    def _settle(self, launched: Launched) -> Settled:
+        """Settle which slices are drawn for, and how.
 
         What a grammar forces is known without a draw: then it is passed over.
         """
@@ -183,15 +182,13 @@ class Computer:
         at = work.sampling
         launched.drawing = at[self._table.lengths[work.rows[at]] == work.contexts[at]]
         rows, lengths = work.rows[launched.drawing], work.contexts[launched.drawing]
-        launched.histories = self._table.as_of(rows, lengths)
-        self._sampler.prepare(rows, launched.histories)
+        return self._sampler.settle(rows, self._table.as_of(rows, lengths))
 
-    def _give_to_sampler(self, launched: Launched) -> None:
-        assert launched.histories is not None, "what is drawn for is settled first"
-        rows = launched.work.rows[launched.drawing]
-        draw = partial(self._draw, launched, rows, launched.histories)
-        launched.drawn = self._stream.run(draw)
-        self._table.promise(rows)
+    def _give_to_sampler(
+        self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
+    ) -> None:
+        launched.drawn = self._stream.run(partial(self._draw, launched, settled, sent))
+        self._table.promise(launched.work.rows[launched.drawing])
 
     def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
         at = launched.drawing.tolist()
@@ -220,13 +217,13 @@ class Computer:
     # --- on the stream -------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _forward(self, work: Work, beams: AsOf | None) -> tuple[Tensor, Chosen]:
+    def _forward(self, work: Work, sent: Sent, beams: AsOf | None) -> tuple[Tensor, Chosen]:
         """The logits to draw from, and what slices yield besides a token.
 
         Beams, prompt log-probabilities and hidden states are waited for here and now: such steps
         overlap less.
         """
-        hidden, logits = self._forwards(work.sent.batch())
+        hidden, logits = self._forwards(sent.batch())
         chosen = Chosen()
         if beams is not None:
             self._search(work, logits[len(work.sampling) :], beams, chosen)
@@ -241,19 +238,19 @@ class Computer:
 
     @torch.inference_mode()
     def _draw(
-        self, launched: Launched, rows: Integers, histories: AsOf
+        self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
     ) -> tuple[Drawn, Callable[[], list[Array]]]:
         """Draw, remember the tokens for the next step, and begin to bring them to the host."""
-        assert launched.computed is not None
+        assert launched.computed is not None and launched.sent is not None
         logits, _ = launched.computed()
-        work = launched.work
-        targets = work.sent.targets
-        if len(rows) < len(work.sampling):
-            kept = np.flatnonzero(np.isin(work.sampling, launched.drawing))
+        work, drawing = launched.work, launched.drawing
+        targets = launched.sent.targets
+        if len(drawing) < len(work.sampling):
+            kept = np.flatnonzero(np.isin(work.sampling, drawing))
             (place,) = self._transfer.send(kept)
             logits, targets = logits[place], targets[place]
-        drawn = self._sampler.draw(logits, rows, histories)
-        if len(rows):
+        drawn = self._sampler.draw(logits, settled, sent)
+        if len(drawing):
             self._inputs.remember(targets, drawn.token_ids)
         return drawn, self._transfer.receive(*drawn.tensors)
 

@@ -1,4 +1,4 @@
-"""From the slices of a step to what the device is sent."""
+"""From the slices of a step to what is computed of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import SequenceFailed
 from ..step import Slice, Wants
-from .inputs import Inputs, Layout, Sent
+from .inputs import Layout
 from .sequences import Integers, SequenceTable
 
 _TOKEN = int(Wants.TOKEN)
@@ -24,7 +24,7 @@ LACKING = "an earlier step, which was to yield its last token, failed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Those of some slices that can be computed, and what the device is sent of them.
+    """Those of some slices that can be computed, laid out one after the other.
 
     The batch's `logits_rows` are of the slices in `sampling`, then of those in `searching`.
     """
@@ -34,7 +34,7 @@ class Work:
     counts: Integers  # [slices] tokens of each
     contexts: Integers  # [slices] computed tokens and this step's: the position a token is for
     known: Integers  # [slices] tokens of the sequence that the host knew
-    sent: Sent
+    layout: Layout
     sampling: Integers  # indexes of slices that want a token
     searching: Integers  # of those that want candidates
     scoring: Integers  # of those that want prompt log-probabilities
@@ -42,9 +42,8 @@ class Work:
     failed: dict[int, str]  # why the others cannot be computed, by sequence
 
 
-def gather(given: Sequence[Slice], table: SequenceTable, inputs: Inputs) -> Work:
-    """Take in what the slices bring, lay their tokens out one after the other, and send the device
-    what it needs.
+def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
+    """Take in what the slices bring, and lay their tokens out one after the other.
 
     A slice whose sequence lacks tokens or blocks, because an earlier step of it failed, is left
     out and named in `failed`.
@@ -70,7 +69,7 @@ def gather(given: Sequence[Slice], table: SequenceTable, inputs: Inputs) -> Work
         counts=counts,
         contexts=contexts,
         known=known,
-        sent=inputs.send(layout),
+        layout=layout,
         sampling=sampling,
         searching=searching,
         scoring=scoring,

@@ -32,7 +32,6 @@ from ..batch import Batch
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
-from ..transfer import Array, together
 from .padding import Key, StaticBatch
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Forwards(Protocol):
         """Stores the batch's keys and values. What it returns is good until the next call."""
 
     def draw(
-        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """See `sampling.sampler.Draws`."""
 
@@ -88,7 +87,7 @@ class Eager:
         return hidden, self._model.logits(wanted)
 
     def draw(
-        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         return None
 
@@ -193,7 +192,7 @@ class Graphed:
         return hidden[:tokens], logits
 
     def draw(
-        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """Replays the draw from the logits of the last call, if that was a replay."""
         key = self._replayed
@@ -201,9 +200,7 @@ class Graphed:
             return None
         count, static = len(logits), self._static
         places = (static.temperature, static.seeds, static.draw_positions)
-        for place, values in zip(
-            places, together(logits, temperature, seeds, positions), strict=True
-        ):
+        for place, values in zip(places, (temperature, seeds, positions), strict=True):
             place[:count].copy_(values)
         recording, (chosen, outcomes) = self._draws[key]
         recording.replay()

@@ -7,7 +7,7 @@ keeps of every sequence, so that a step sends it nothing but what has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..batch import Batch
-from ..transfer import Transfer
+from ..transfer import Array, Transfer
 from .sequences import Integers, SequenceTable
 
 
@@ -48,13 +48,14 @@ class Sent:
 
     batch: Callable[[], Batch]  # to be called on the stream, when the step before has been given
     targets: Tensor  # int64 [sampling]: for `Inputs.remember`
+    others: list[Tensor]  # what was sent with it
 
 
 class Inputs(Protocol):
     """Makes the tensors of steps. Tokens that only the device knows are found there."""
 
-    def send(self, layout: Layout) -> Sent:
-        """When a step is launched: one copy, which nobody waits for."""
+    def send(self, layout: Layout, others: Sequence[Array] = ()) -> Sent:
+        """When a step is launched: one copy, which nobody waits for. `others` go with it."""
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
         """On the stream: what was sampled for the slices of these `Sent.targets`, for the steps to
@@ -70,7 +71,7 @@ class FromHost:
         self._transfer = transfer
         self._last: Tensor | None = None  # on the device: the last token sampled, by row
 
-    def send(self, layout: Layout) -> Sent:
+    def send(self, layout: Layout, others: Sequence[Array] = ()) -> Sent:
         table, contexts, ends = self._table, layout.contexts, layout.ends
         tokens = layout.tokens
 
@@ -95,6 +96,7 @@ class FromHost:
             awaited,
             row_of_token[awaited],
             layout.rows[layout.sampling],
+            *others,
         )
         batch = Batch(
             token_ids=tensors[0],
@@ -108,7 +110,8 @@ class FromHost:
             context_lengths_host=tuple(contexts.tolist()),
             all_logits=layout.all_logits,
         )
-        return Sent(batch=partial(self._complete, batch, *tensors[7:9]), targets=tensors[9])
+        complete = partial(self._complete, batch, *tensors[7:9])
+        return Sent(batch=complete, targets=tensors[9], others=tensors[10:])
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
         rows = len(self._table.lengths)

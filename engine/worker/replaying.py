@@ -18,7 +18,6 @@ from torch import Tensor
 from octavo.kernels.ops import NotRecordable, Recorder, Recording
 
 from ..batch import Batch
-from ..transfer import Array
 from .graphs import Forwards, Yield
 from .padding import Key, StaticBatch
 
@@ -83,7 +82,7 @@ class Replayed:
         return self._record(rows, batch)
 
     def draw(
-        self, logits: Tensor, temperature: Array, seeds: Array, positions: Array
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         return None
 

@@ -9,6 +9,7 @@ it where graphs read theirs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from octavo.kernels.ops import BuildStep, SequenceState
 
 from ..batch import Batch
-from ..transfer import Transfer
+from ..transfer import Array, Transfer
 from .inputs import Layout, Sent
 from .padding import StaticBatch
 from .sequences import SequenceTable
@@ -52,7 +53,7 @@ class Resident:
         self._width = self._first_token + table.token_ids.shape[1]
         self._rows = self._empty(len(table.lengths))
 
-    def send(self, layout: Layout) -> Sent:
+    def send(self, layout: Layout, others: Sequence[Array] = ()) -> Sent:
         width, rows, contexts = self._width, layout.rows, layout.contexts
         tokens, blocks = self._table.news(rows)
         cells = (
@@ -71,9 +72,9 @@ class Resident:
         ]
         if not layout.all_logits:
             arrays.append(layout.logits_rows)
-        sent = self._transfer.send(*arrays)
+        sent = self._transfer.send(*arrays, *others)
         batch = partial(self._batch, layout, len(self._table.lengths), sent)
-        return Sent(batch=batch, targets=sent[4])
+        return Sent(batch=batch, targets=sent[4], others=sent[len(arrays) :])
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
         self._rows.view(-1)[targets] = token_ids.to(self._rows.dtype)

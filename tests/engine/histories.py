@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from octavo.engine.sampling.logits import Histories, Rows
@@ -36,5 +37,6 @@ def histories(
 
 def sample_now(sampler: Sampler, logits: Tensor, rows: Rows, known: Histories) -> Sampled:
     """Draw, and read at once what was drawn."""
-    drawn = sampler.draw(logits, rows, known)
+    settled = sampler.settle(rows, known)
+    drawn = sampler.draw(logits, settled, [torch.from_numpy(array) for array in settled.arrays])
     return drawn.read([tensor.numpy() for tensor in drawn.tensors])

@@ -16,6 +16,7 @@ from octavo.engine.errors import InvalidParameter, SequenceFailed
 from octavo.engine.params import GrammarKind, GrammarSpec, SamplingParams
 from octavo.engine.sampling.grammar import Grammar, GrammarCompiler
 from octavo.engine.sampling.grammar_rule import GrammarRule
+from octavo.engine.sampling.logits import Rows
 from octavo.engine.sampling.rules import standard_rules
 from octavo.engine.sampling.sampler import Sampler
 from octavo.kernels.reference import REFERENCE
@@ -260,6 +261,14 @@ def test_random_walks_through_200_schemas_end_in_valid_json(compiler: GrammarCom
     assert cut > 20
 
 
+def mask(
+    rule: GrammarRule, logits: torch.Tensor, at: Rows, rows: Rows, histories: Histories
+) -> None:
+    """Do to logits what the rule does."""
+    shaping = rule.shaping(at, rows, histories)
+    shaping.apply(logits, [torch.from_numpy(array) for array in shaping.arrays])
+
+
 class TestRule:
     """The rule among others, over the sequences of a worker."""
 
@@ -278,7 +287,7 @@ class TestRule:
         logits = torch.randn(3, VOCAB)
         before = logits.clone()
         histories = Histories(([7], []), ([7, 8], []))
-        rule.apply(logits, np.array([2]), np.array([1]), histories)
+        mask(rule, logits, np.array([2]), np.array([1]), histories)
         assert torch.equal(logits[:2], before[:2])
         left = torch.isfinite(logits[2]).nonzero()[:, 0].tolist()
         assert {text_of([i])[0] for i in left} == {"t", "f"}
@@ -291,9 +300,9 @@ class TestRule:
         for row, spec in enumerate(specs):
             rule.admit(row, SamplingParams(grammar=spec))
         ahead, now = torch.zeros(3, VOCAB), torch.zeros(3, VOCAB)
-        rule.prepare(rows, histories)
-        rule.apply(ahead, rows, rows, histories)
-        rule.apply(now, rows, rows, histories)
+        earlier = rule.shaping(rows, rows, histories)
+        mask(rule, now, rows, rows, histories)
+        earlier.apply(ahead, [torch.from_numpy(rows)])
         assert torch.equal(ahead, now)
 
     def test_it_follows_a_history_that_grows_shrinks_and_is_brought_again(
@@ -305,7 +314,7 @@ class TestRule:
         for length in (0, 1, 2, 3, len(said), 2, 4, 1):
             histories = Histories(([5, 6], said[:length]))
             logits = torch.zeros(1, VOCAB)
-            rule.apply(logits, np.array([0]), np.array([0]), histories)
+            mask(rule, logits, np.array([0]), np.array([0]), histories)
             expected = compiler.start(params.grammar)
             expected.accept(said[:length])
             assert set(torch.isfinite(logits[0]).nonzero()[:, 0].tolist()) == allowed(expected)
@@ -317,7 +326,7 @@ class TestRule:
         rule.admit(0, SamplingParams(grammar=GrammarSpec(GrammarKind.CHOICE, '["yes"]')))
         histories = Histories(([5], encode("yes")))
         logits = torch.full((1, VOCAB), float("-inf"))  # min_tokens forbids the end
-        rule.apply(logits, np.array([0]), np.array([0]), histories)
+        mask(rule, logits, np.array([0]), np.array([0]), histories)
         assert logits[0].argmax() == EOS[0]
         assert logits[0, EOS[0]] == 0
 
@@ -377,7 +386,7 @@ class TestRule:
         rule.admit(1, good)
         histories = Histories(([5], []), ([5], []))
         logits = torch.zeros(2, VOCAB)
-        rule.apply(logits, np.arange(2), np.arange(2), histories)
+        mask(rule, logits, np.arange(2), np.arange(2), histories)
         assert not torch.isfinite(logits[0]).any()
         assert torch.isfinite(logits[1]).any()
         assert rule.forced(0, histories) == ()

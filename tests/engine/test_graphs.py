@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -337,13 +336,13 @@ def test_a_draw_is_replayed_from_the_logits_of_the_last_replay() -> None:
         _, logits = forwards(batch)
         replays = recorder.replays
         numbers = (
-            np.linspace(0, 1, count).astype(np.float32),
-            np.arange(count) + 10,
-            np.arange(count) * 2,
+            torch.linspace(0, 1, count),
+            torch.arange(count) + 10,
+            torch.arange(count) * 2,
         )
         drawn = forwards.draw(logits, *numbers)
         assert drawn is not None and recorder.replays == replays + 1
-        expected = draw(logits, *map(torch.from_numpy, numbers))
+        expected = draw(logits, *numbers)
         for got, wanted in zip(drawn, expected, strict=True):
             assert torch.equal(got, wanted)
         assert forwards.draw(logits.clone(), *numbers) is None  # not where the graph reads

@@ -1,5 +1,5 @@
-"""A device that runs behind the host: in steady decoding nothing asks it, and nothing is done for
-each request by itself.
+"""A device that runs behind the host: in steady decoding nothing asks it, it is sent one copy a
+step, and nothing is done for each request by itself.
 
 The engine computes on host memory, as if that were such a device's: what would wait for a GPU is
 forbidden while steps are planned, launched and landed. Only kernels (of ops and model) and what has
@@ -44,15 +44,20 @@ WAITING = {
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "pin_memory")
 METHODS += ("__bool__", "__int__", "__float__", "__index__")
+FROM_HOST = ("from_numpy", "tensor", "as_tensor")  # each is a copy, were the memory not the same
 
 
 class Watch(TorchDispatchMode):
-    """Counts calls, and refuses those that would wait; inside of `looking_away` neither."""
+    """Counts calls, and copies to the device; refuses calls that would wait. Inside of
+    `looking_away` none of it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.watching = False
         self.calls = 0
+        self.copies = 0
+        for name in FROM_HOST:
+            patch.setattr(torch, name, self.sending(getattr(torch, name)))
         for name in METHODS:
             patch.setattr(Tensor, name, self._refusing(name, getattr(Tensor, name)))
         patch.setattr(torch.cuda, "synchronize", self._refusing("synchronize", lambda: None))
@@ -69,6 +74,15 @@ class Watch(TorchDispatchMode):
         def outer(*args: Any, **more: Any) -> Any:
             with self.looking_away():
                 return inner(*args, **more)
+
+        return outer
+
+    def sending(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """A call that sends the device something."""
+
+        def outer(*args: Any, **more: Any) -> Any:
+            self.copies += self.watching
+            return inner(*args, **more)
 
         return outer
 
@@ -98,6 +112,9 @@ class Watched(Pinned):
         super().__init__(torch.device("cpu"), lambda: FakeMarker([], 0), NoStream())
         self._watch = watch
 
+    def send(self, *arrays: Array) -> list[Tensor]:
+        return self._watch.sending(super().send)(*arrays)
+
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
         return self._watch.exempt(super().receive(*tensors))
 
@@ -119,8 +136,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return watch
 
 
-def calls_of_a_step(folder: Path, watch: Watch, count: int, **kind: Any) -> int:
-    """Calls of torch in a step of `count` sequences that decode."""
+def calls_and_copies(folder: Path, watch: Watch, count: int, **kind: Any) -> tuple[int, int]:
+    """Calls of torch, and copies to the device, of a step of `count` sequences that decode."""
     config = tiny_config(folder, overlap="on", max_num_seqs=count)
     executor = InlineExecutor(config, launch)
     capacity = executor.start(lambda *_: None)
@@ -132,15 +149,15 @@ def calls_of_a_step(folder: Path, watch: Watch, count: int, **kind: Any) -> int:
         engine.add(request(f"r{i}", range(2 + i, 10 + i), seed=i, sampling=sampling))
     for _ in range(5):
         engine.step()
-    watch.calls = 0
+    watch.calls = watch.copies = 0
     with watch, watch.looking_away(watching=True):
         for _ in range(4):
             assert len(engine.step().deltas) == count
-    calls = watch.calls
+    calls, copies = watch.calls, watch.copies
     while not engine.idle:
         assert not [delta.error for delta in engine.step().deltas if delta.error]
     engine.stop()
-    return calls // 4
+    return calls // 4, copies // 4
 
 
 @pytest.mark.parametrize(
@@ -155,11 +172,14 @@ def calls_of_a_step(folder: Path, watch: Watch, count: int, **kind: Any) -> int:
     ],
     ids=["greedy", "drawn", "narrowed", "logprobs", "penalties", "bias"],
 )
-def test_a_step_asks_nothing_and_costs_as_many_calls_for_any_number_of_sequences(
+def test_a_step_asks_nothing_and_costs_one_copy_and_as_many_calls_for_any_number_of_sequences(
     tmp_path: Path, watch: Watch, kind: dict[str, Any]
 ) -> None:
-    few, many = (calls_of_a_step(tmp_path, watch, count, **kind) for count in (3, 12))
-    assert few == many < 100
+    few, many = (calls_and_copies(tmp_path, watch, count, **kind) for count in (3, 12))
+    assert few == many
+    calls, copies = many
+    assert calls < 100
+    assert copies == 1
 
 
 def test_who_asks_is_caught(watch: Watch) -> None:

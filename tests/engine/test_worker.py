@@ -42,14 +42,9 @@ def history(tokens: list[int], params: SamplingParams = GREEDY, prompt: int = 0)
     )
 
 
-def lay_out(
-    table: SequenceTable,
-    *slices: Slice,
-    retired: tuple[int, ...] = (),
-    inputs: Inputs | None = None,
-) -> Work:
+def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ()) -> Work:
     table.forget(retired)
-    work = gather(slices, table, inputs or FromHost(table, BLOCK, Shared()))
+    work = gather(slices, table)
     table.check()
     return work
 
@@ -82,7 +77,7 @@ def test_a_step_is_as_large_as_suits_the_device_where_nobody_says(tmp_path: Path
 def test_the_batch_is_what_the_plan_says(data: st.DataObject, on_device: bool) -> None:
     """Against plain lists: random mixtures of chunks and decodes, over several steps."""
     table = SequenceTable(rows=2, longest=60, block_size=BLOCK)  # grows on the way
-    inputs = resident(table) if on_device else FromHost(table, BLOCK, Shared())
+    inputs: Inputs = resident(table) if on_device else FromHost(table, BLOCK, Shared())
     tokens: dict[int, list[int]] = {}
     blocks: dict[int, list[int]] = {}
     computed: dict[int, int] = {}
@@ -115,9 +110,11 @@ def test_the_batch_is_what_the_plan_says(data: st.DataObject, on_device: bool) -
                     history=history(tokens[sequence]) if first else None,
                 )
             )
-        work = lay_out(table, *slices, inputs=inputs)
+        work = lay_out(table, *slices)
+        sent = inputs.send(work.layout, (work.contexts, work.rows))
         table.keep(work.rows, work.known)
-        check_batch(work.sent.batch(), slices, tokens, blocks)
+        check_batch(sent.batch(), slices, tokens, blocks)
+        assert [other.tolist() for other in sent.others] == [[*work.contexts], [*work.rows]]
         assert [slices[i].wants & Wants.TOKEN for i in work.sampling] == [1] * len(work.sampling)
 
 
@@ -174,11 +171,13 @@ def test_a_device_makes_what_the_host_would(seed: int) -> None:
         if not slices:
             continue
         if ahead is None and draw.random() < 0.2:  # what is sent of it never arrives
-            gather(slices, table, device)
+            device.send(gather(slices, table).layout)
             table.rewind()
-        work = gather(slices, table, device)
-        twin = gather([part._replace(history=None) for part in slices], table, host)
-        ours, theirs = work.sent.batch(), twin.sent.batch()
+        work = gather(slices, table)
+        sent = device.send(work.layout)
+        twin = gather([part._replace(history=None) for part in slices], table)
+        sent_by_host = host.send(twin.layout)
+        ours, theirs = sent.batch(), sent_by_host.batch()
         for name_ in ("token_ids", "positions", "query_offsets", "context_lengths"):
             assert torch.equal(getattr(ours, name_), getattr(theirs, name_)), name_
         assert torch.equal(ours.slot_mapping, theirs.slot_mapping)
@@ -190,8 +189,8 @@ def test_a_device_makes_what_the_host_would(seed: int) -> None:
         for part in slices:
             computed[part.sequence] = part.start + part.count
         sampled = torch.tensor([draw.randrange(1000) for _ in work.sampling], dtype=torch.int64)
-        device.remember(work.sent.targets, sampled)
-        host.remember(twin.sent.targets, sampled)
+        device.remember(sent.targets, sampled)
+        host.remember(sent_by_host.targets, sampled)
         table.promise(work.rows[work.sampling])
         if ahead is not None:
             land()
@@ -247,7 +246,8 @@ def test_what_lacks_its_past_is_left_out_alone() -> None:
         ),  # blocks
     )
     assert work.slices == (whole,)
-    assert work.sent.batch().token_ids.tolist() == [1, 2]
+    sent = FromHost(table, BLOCK, Shared()).send(work.layout)
+    assert sent.batch().token_ids.tolist() == [1, 2]
     assert set(work.failed) == {7, 2, 3}
 
 
