@@ -85,6 +85,17 @@ struct Target {
     return {bias == nullptr ? nullptr : bias + output, out + row * stride + output, stride,
             count - output};
   }
+
+  // Of a tile, what it will write to.
+  template <int Rows, int Units>
+  void fetch() const {
+    for (int r = 0; r < Rows; ++r) {
+      const char* row = reinterpret_cast<const char*>(out + r * stride);
+      for (size_t i = 0; i < Units * kUnit * sizeof(Out); i += 64) {
+        _mm_prefetch(row + i, _MM_HINT_T0);
+      }
+    }
+  }
 };
 
 template <int Rows, int Units, typename T, typename Out>

@@ -174,6 +174,8 @@ void add_tile(const Tile<Bits, T, Out>& tile) {
   const char* group = tile.panel + tile.width * x.cut.bytes_to(tile.first_group);
   const int8_t* values = x.values + tile.first_group * Format<Bits>::kGroup;
   Fetch fetch = tile.fetch;
+  // So few steps are done before the results are stored that memory is asked for them now.
+  if (tile.end_group == groups) tile.target.template fetch<RowCount, Units>();
   for (int64_t g = tile.first_group; g < tile.end_group; ++g) {
     const bf16* scales = reinterpret_cast<const bf16*>(group) + tile.unit * kUnit;
     const char* w = group + tile.width * kScaleBytes + tile.unit * kUnitBytes;
