@@ -37,12 +37,14 @@ class TileShape:
 
 
 def tile_shape(columns: int, *, few: bool, fixed: bool) -> TileShape:
-    """For heads padded to `columns`. Found by compiling: with larger ones registers spill on
-    sm_80. With `fixed` there is one shape, so that the hardware adds in one order."""
+    """For heads padded to `columns`. Found by compiling: with larger ones registers spill, if not
+    on every GPU and with every Triton. With `fixed` there is one shape, so that the hardware adds
+    in one order."""
     if fixed:
-        return TileShape(64, 64, 8) if columns <= 128 else TileShape(32, 16, 8)
-    cells = 64 if columns <= 128 else 32
-    return TileShape(rows=16, cells=cells, warps=4) if few else TileShape(64, cells, 8)
+        return TileShape(64, 32, 8) if columns <= 128 else TileShape(32, 16, 8)
+    if few:
+        return TileShape(16, 32, 4)
+    return TileShape(64, 64 if columns <= 128 else 32, 8)
 
 
 def plan_attention(slices: PagedSlices, *, fixed: bool = False) -> Plan:

@@ -19,6 +19,7 @@ from .launching import interpreted
 
 _OUTPUTS = 128  # of a tile
 _INPUTS = 64  # added up at a time
+WARPS = 8
 _BAND = 8  # rows of tiles whose programs run together, so that they share what they read
 
 
@@ -60,9 +61,9 @@ def matmul_kernel(
     tl.store(to, sums.to(out.dtype.element_ty), mask=inside)
 
 
-def tile_rows(rows: int) -> tuple[int, int]:
-    """Rows of a tile, and warps."""
-    return (64, 4) if rows <= 64 else (128, 8)
+def tile_rows(rows: int) -> int:
+    """Of a step of so many."""
+    return 64 if rows <= 64 else 128
 
 
 def matmul_fixed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -73,12 +74,12 @@ def matmul_fixed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     if not rows:
         return out
     x = x if x.stride(1) == 1 else x.contiguous()
-    tile, warps = tile_rows(rows)
+    tile = tile_rows(rows)
     wide = x.dtype == torch.float32  # twice the memory
     matmul_kernel[(triton.cdiv(rows, tile) * triton.cdiv(outputs, _OUTPUTS),)](
         x, weight, bias, out, rows, outputs, inputs, x.stride(0), weight.stride(0),
         ROWS=tile, OUTPUTS=_OUTPUTS, INPUTS=_INPUTS // 2 if wide else _INPUTS, BAND=_BAND,
-        BIASED=bias is not None, UPCAST=interpreted(x), num_warps=warps, num_stages=3,
+        BIASED=bias is not None, UPCAST=interpreted(x), num_warps=WARPS, num_stages=3,
     )  # fmt: skip
     return out
 

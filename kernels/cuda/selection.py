@@ -14,8 +14,8 @@ from ..reference import sampling as reference
 from .search import MOST, ordered, search_kernel, settle_kernel
 
 # Columns that a program reads, and that it compares with pivots, at a time. Found by compiling:
-# with more of them, or more warps, registers spill.
-SEARCH = {"PART": 1024, "BLOCK": 512, "num_warps": 8}
+# with more of them, or fewer warps, registers spill, if not with every Triton.
+SEARCH = {"PART": 1024, "BLOCK": 512, "num_warps": 16}
 SETTLE = {"CHUNK": 8, "num_warps": 8}
 _PART = 4096
 

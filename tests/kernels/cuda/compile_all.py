@@ -42,8 +42,8 @@ from octavo.kernels.reference.quantized import GROUPS
 _ALIGNED = [["tt.divisibility", 16]]
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-Variant = tuple[str, Any, dict[str, str], dict[str, Any], int]
-"""Name, kernel, types of its arguments, its constants, warps."""
+Variant = tuple[str, Any, dict[str, str], dict[str, Any]]
+"""Name, kernel, types of its arguments, and by keyword what a launch gives: constants, options."""
 
 
 def variants() -> Iterator[Variant]:
@@ -55,8 +55,8 @@ def variants() -> Iterator[Variant]:
             types = dict.fromkeys(("weight", "out"), f"*{dtype}")
             types |= {"x": f"*{of}", "residual": "*fp32"}
             types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
-            constants = {"ADD": add, "BLOCK": 4096, "UPCAST": False}
-            yield f"norm {dtype} add={add} of {of}", norm.rms_norm_kernel, types, constants, 8
+            given = {"ADD": add, "BLOCK": 4096, "UPCAST": False, "num_warps": 8}
+            yield f"norm {dtype} add={add} of {of}", norm.rms_norm_kernel, types, given
         yield from _matmul(dtype)
         types = {
             "x": f"*{dtype}",
@@ -65,24 +65,25 @@ def variants() -> Iterator[Variant]:
             "x_stride": "i32",
             "size": "i32",
         }
-        yield f"round rows {dtype}", float8.round_rows_kernel, types, {"BLOCK": 16384}, 8
+        given = {"BLOCK": 16384, "num_warps": 8}
+        yield f"round rows {dtype}", float8.round_rows_kernel, types, given
         types = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32"}
-        yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}, 4
+        yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}
         types = dict.fromkeys(("x", "cosine", "sine", "out"), f"*{dtype}")
         types |= {"x_token": "i32", "x_head": "i32", "heads": "i32"}
-        constants = {"HEAD_DIM": 128, "ROTARY": 128, "BLOCK_H": 16, "BLOCK_D": 128}
-        yield f"rotate {dtype}", rope.rotate_kernel, types, constants, 8
+        given = {"HEAD_DIM": 128, "ROTARY": 128, "BLOCK_H": 16, "BLOCK_D": 128, "num_warps": 8}
+        yield f"rotate {dtype}", rope.rotate_kernel, types, given
     types = {"query_offsets": "*i32", "tiles": "*i32", "sequences": "i32", "count": "i32"}
     types |= {"step": "i32"}
-    yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256}, 1
+    yield "tiles", kernels.tiles_kernel, types, {"BLOCK": 256, "num_warps": 1}
     yield from _step()
     yield from _sampling()
     yield from _quantized()
     types = {"source": "*u8", "target": "*u8", "from_index": "*i64", "to_index": "*i64"}
     types |= {"size": "i32"}
     for gather, scatter in ((True, False), (False, True)):
-        constants = {"GATHER": gather, "SCATTER": scatter, "BLOCK": 4096}
-        yield f"move gather={gather}", cache.move_blocks_kernel, types, constants, 4
+        given = {"GATHER": gather, "SCATTER": scatter, "BLOCK": 4096}
+        yield f"move gather={gather}", cache.move_blocks_kernel, types, given
 
 
 def _matmul(dtype: str) -> Iterator[Variant]:
@@ -90,13 +91,14 @@ def _matmul(dtype: str) -> Iterator[Variant]:
     integers = ("rows", "outputs", "inputs", "x_stride", "weight_stride")
     types |= dict.fromkeys(integers, "i32")
     for rows in (1, 512):
-        tile, warps = matmul.tile_rows(rows)
+        tile = matmul.tile_rows(rows)
         shape = {"ROWS": tile, "OUTPUTS": 128, "INPUTS": 64, "BAND": 8}
+        shape |= {"num_warps": matmul.WARPS, "num_stages": 3}
         for wide in (False, True):
-            constants = {**shape, "BIASED": not wide, "UPCAST": False}
+            given = {**shape, "BIASED": not wide, "UPCAST": False}
             with_out = types | ({"out": "*fp32"} if wide else {})
             name = f"matmul of prompt {dtype} tile={tile} wide={wide}"
-            yield name, matmul.matmul_kernel, with_out, constants, warps
+            yield name, matmul.matmul_kernel, with_out, given
 
 
 def _step() -> Iterator[Variant]:
@@ -106,9 +108,10 @@ def _step() -> Iterator[Variant]:
     strides = ("known_stride", "computed_stride", "table_stride", "step_stride")
     integers = (*strides, "sequences", "tokens")
     types |= dict.fromkeys(integers, "i32")
-    yield "build_step", step.build_step_kernel, types, {"BLOCK_SIZE": 16, "BLOCK": 256}, 4
+    yield "build_step", step.build_step_kernel, types, {"BLOCK_SIZE": 16, "BLOCK": 256}
     for tree in (False, True):
-        yield f"verify tree={tree}", step.verify_kernel, types, {"TREE": tree}, 1
+        given = {"TREE": tree, "num_warps": 1}
+        yield f"verify tree={tree}", step.verify_kernel, types, given
 
 
 def _sampling() -> Iterator[Variant]:
@@ -121,39 +124,36 @@ def _sampling() -> Iterator[Variant]:
     types |= dict.fromkeys(narrow, "*i32")
     types |= dict.fromkeys(("row_stride", "mask_stride", "columns", "parts", "count"), "i32")
     for named, narrowed in ((False, False), (True, False), (False, True)):
-        constants = {"NAMED": named, "NARROWED": narrowed, "BLOCK": 2048}
-        yield f"draw named={named} narrowed={narrowed}", sampling.draw_kernel, types, constants, 4
-    yield "choose", sampling.choose_kernel, types, {"PARTS": 128}, 1
+        given = {"NAMED": named, "NARROWED": narrowed, "BLOCK": 2048}
+        yield f"draw named={named} narrowed={narrowed}", sampling.draw_kernel, types, given
+    yield "choose", sampling.choose_kernel, types, {"PARTS": 128, "num_warps": 1}
     for draw in (False, True):
         shared = {"DRAW": draw, "MOST": search.MOST}
-        constants = shared | selection.SEARCH
-        warps = constants.pop("num_warps")
-        yield f"search draw={draw}", search.search_kernel, types, constants, warps
-        constants = shared | selection.SETTLE
-        warps = constants.pop("num_warps")
+        yield f"search draw={draw}", search.search_kernel, types, shared | selection.SEARCH
         in_order = types | {"columns": "*i64"}
-        yield f"settle draw={draw}", search.settle_kernel, in_order, constants, warps
-    yield "rank", selection.rank_kernel, types, {"PART": 4096}, 8
-    for kernel in (shaping.penalise_kernel, shaping.allow_only_kernel):
-        yield kernel.__name__, kernel, types, {"BLOCK": 1024}, 4
+        yield f"settle draw={draw}", search.settle_kernel, in_order, shared | selection.SETTLE
+    yield "rank", selection.rank_kernel, types, {"PART": 4096, "num_warps": 8}
+    given = {"BLOCK": 1024, "enable_fp_fusion": False}
+    yield "penalise", shaping.penalise_kernel, types, given
+    yield "allow only", shaping.allow_only_kernel, types, {"BLOCK": 1024}
 
 
 def _quantized() -> Iterator[Variant]:
     for dtype in ("bf16", "fp16", "fp32"):
         types = {"x": f"*{dtype}", "out": "*fp16", "scales": "*fp32", "x_stride": "i32"}
         types |= {"inputs": "i32", "groups": "i32"}
-        kernel = quantized.round_groups_kernel
-        yield f"round groups {dtype}", kernel, types, {"GROUP": 256}, 1
+        given = {"GROUP": 256, "num_warps": 1, "enable_fp_fusion": False}
+        yield f"round groups {dtype}", quantized.round_groups_kernel, types, given
         types = {"x": "*fp16", "x_scales": "*fp32", "values": "*u8", "scales": "*bf16"}
         types |= {"bias": "*bf16", "out": f"*{dtype}"}
         types |= dict.fromkeys(("rows", "outputs", "groups"), "i32")
         for bits, group in GROUPS.items():
             for rows in (1, 512):
                 tile, warps = quantized.tile_rows(rows)
-                constants = {"ROWS": tile, "OUTPUTS": 64, "GROUP": group}
-                constants |= {"FOUR": bits == 4, "BIASED": True}
+                given = {"ROWS": tile, "OUTPUTS": 64, "GROUP": group, "FOUR": bits == 4}
+                given |= {"BIASED": True, "num_warps": warps, "enable_fp_fusion": False}
                 name = f"product of {bits} bits {dtype} tile={tile}"
-                yield name, quantized.product_kernel, types, constants, warps
+                yield name, quantized.product_kernel, types, given
 
 
 def _attention(dtype: str) -> Iterator[Variant]:
@@ -181,7 +181,7 @@ def _attention(dtype: str) -> Iterator[Variant]:
             shape = attention.tile_shape(columns, few=kind == "decode", fixed=fixed)
             # What float16 changes is the instruction, not how many registers are needed.
             for extra in ("", "capped", "tree", "float8") if dtype == "bf16" else ("",):
-                constants = {
+                given = {
                     "GROUP": 4,
                     "HEAD_DIM": head_dim,
                     "BLOCK_D": columns,
@@ -196,16 +196,18 @@ def _attention(dtype: str) -> Iterator[Variant]:
                     "KEEP": fixed and not parts,
                     "FLOAT8": extra == "float8",
                     "UPCAST": False,
+                    "num_warps": shape.warps,
+                    "enable_fp_fusion": not fixed,
                 }
                 name = f"{kind} {dtype} {head_dim} parts={parts} fixed={fixed} {extra}"
                 with_cache = types | ({"cache": "*u8"} if extra == "float8" else {})
-                yield name, kernels.attend_kernel, with_cache, constants, shape.warps
-        constants = {"HEAD_DIM": head_dim, "BLOCK_D": columns}
-        yield f"merge {dtype} {head_dim}", kernels.merge_kernel, types, constants, 1
+                yield name, kernels.attend_kernel, with_cache, given
+        given = {"HEAD_DIM": head_dim, "BLOCK_D": columns, "num_warps": 1}
+        yield f"merge {dtype} {head_dim}", kernels.merge_kernel, types, given
     for of_8 in (False, True):
-        constants = {"BLOCK_SIZE": 16, "FLOAT8": of_8, "BLOCK": 1024}
+        given = {"BLOCK_SIZE": 16, "FLOAT8": of_8, "BLOCK": 1024}
         with_cache = types | ({"cache": "*u8"} if of_8 else {})
-        yield f"store {dtype} float8={of_8}", kernels.store_kernel, with_cache, constants, 4
+        yield f"store {dtype} float8={of_8}", kernels.store_kernel, with_cache, given
 
 
 def _projected(dtype: str) -> Iterator[Variant]:
@@ -220,7 +222,7 @@ def _projected(dtype: str) -> Iterator[Variant]:
         (128, 128, True, True),
     ):
         columns = triton.next_power_of_2(head_dim)
-        constants = {
+        given = {
             "HEADS": 32,
             "KV_HEADS": 8,
             "HEAD_DIM": head_dim,
@@ -230,15 +232,18 @@ def _projected(dtype: str) -> Iterator[Variant]:
             "BLOCK_SIZE": 16,
             "BLOCK_H": 2048 // columns,
             "BLOCK_D": columns,
+            "num_warps": 8,
         }
         name = f"prepare {dtype} {head_dim} normed={normed} float8={of_8}"
         with_cache = types | ({"cache": "*u8"} if of_8 else {})
-        yield name, projected.prepare_kernel, with_cache, constants, 8
+        yield name, projected.prepare_kernel, with_cache, given
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:
-    _, kernel, types, constants, warps = variant
+    _, kernel, types, given = variant
     names = kernel.arg_names
+    constants = {name: value for name, value in given.items() if name in names}
+    options = {name: value for name, value in given.items() if name not in names}
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     # What a launch finds out: pointers and most strides are multiples of 16.
     aligned = {
@@ -250,7 +255,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", capability, 32)
-    binary = triton.compile(source, target=target, options={"num_warps": warps})
+    binary = triton.compile(source, target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()

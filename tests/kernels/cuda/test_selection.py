@@ -142,6 +142,30 @@ def test_of_numbers_that_are_none_the_draw_says_so_and_chooses_some_column(
     assert torch.equal(values[4:], reference.largest(given[4:], 20)[0])
 
 
+@pytest.mark.parametrize("columns", [1, 5, 2050])
+def test_of_numbers_that_are_none_a_column_of_the_vocabulary_is_chosen(
+    columns: int, device: torch.device
+) -> None:
+    """Also of fewer columns than a program reads, and where none of a program's is a number."""
+    given = logits(4, columns, device)
+    given[:2] = float("nan")
+    given[2:, -1] = float("nan")
+    cases = [(0.0, columns, 1.0, 0.0), (1.0, 3, 0.9, 0.1)] * 2
+    temperature, narrowing = narrowings(cases, device)
+    seeds = torch.arange(4, device=device)
+    named = torch.arange(columns, device=device).flip(0).expand(4, -1).contiguous()
+    several = [
+        sampling.gumbel_argmax(given, temperature, seeds, seeds),
+        sampling.gumbel_argmax(given, temperature, seeds, seeds, named),
+        *(sampling.draw(given, temperature, seeds, seeds, one)[0] for one in (None, narrowing)),
+        *(selection.largest(given, count)[1] for count in {1, min(columns, 4), columns}),
+    ]
+    for chosen in several:
+        assert ((chosen >= 0) & (chosen < columns)).all()
+    if columns > 1:  # numbers are chosen where there are some
+        assert torch.equal(several[0][2], given[2, :-1].argmax())
+
+
 def narrowings(cases: Any, device: torch.device) -> tuple[Tensor, Narrowing]:
     """Temperatures, and what narrows; a case is (temperature, top_k, top_p, min_p)."""
     temperature, top_k, top_p, min_p = (
