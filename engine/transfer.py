@@ -227,5 +227,5 @@ def _aligned(size: int) -> int:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    flat = tensor.contiguous().view(math.prod(tensor.shape))
-    return flat.view(torch.uint8)
+    flat = tensor if tensor.ndim == 1 else tensor.contiguous().view(math.prod(tensor.shape))
+    return flat.contiguous().view(torch.uint8)

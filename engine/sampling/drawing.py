@@ -101,15 +101,17 @@ class Drawer:
 def plain_draw(
     ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes: where the
-    largest logit is finite, so is the chosen one."""
+    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
     chosen, largest = ops.draw(logits, temperature, seeds, positions)
-    return chosen, torch.where(largest.isfinite(), chosen, -1)
+    return chosen, outcomes_of(largest, chosen)
 
 
-def outcomes_of(largest: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
+def outcomes_of(largest: Tensor, chosen: Tensor, shaped: Tensor | None = None) -> Tensor:
     """The chosen tokens, or why rows have none (`FAILURES`), from each row's largest logit as it
-    came from the model, and the chosen one as the rules left it."""
+    came from the model, and all of them as the rules left them. Where no rule applies (None) and
+    the largest logit is finite, so is the chosen one."""
     sound = largest.isfinite()
-    left = logits.gather(-1, chosen[:, None])[:, 0].isfinite()
+    if shaped is None:
+        return torch.where(sound, chosen, -1)
+    left = shaped.gather(-1, chosen[:, None])[:, 0].isfinite()
     return torch.where(sound & left, chosen, -1 - sound.to(chosen.dtype))

@@ -247,7 +247,8 @@ class Sampler:
         numbers = list(islice(given, settled.numbers))
         asked = next(given)
         largest = logits.amax(-1)  # NaN where there is one
-        own = logits[asked].log_softmax(-1) if len(asked) else None
+        whole = len(asked) == len(logits)
+        own = (logits if whole else logits[asked]).log_softmax(-1) if len(asked) else None
         follows = []
         for shaping in settled.shapings:
             follows.append(shaping.apply(logits, list(islice(given, len(shaping.arrays)))))
@@ -258,10 +259,11 @@ class Sampler:
         counts = settled.state["logprobs"][settled.asked]
         named: tuple[Tensor, ...] = ()
         if own is not None:
-            named = describe(self._ops, own, chosen[asked], counts)
+            named = describe(self._ops, own, chosen if whole else chosen[asked], counts)
+        outcomes = outcomes_of(largest, chosen, logits if settled.shapings else None)
         return Drawn(
             token_ids=chosen,
-            tensors=(outcomes_of(largest, logits, chosen), *named),
+            tensors=(outcomes, *named),
             asked=settled.asked,
             counts=counts,
             failures=settled.failures,

@@ -22,7 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -32,7 +32,7 @@ from ..batch import Batch
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
-from .padding import Key, StaticBatch
+from .padding import STEADY, Key, StaticBatch
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,9 @@ class Graphed:
         self._draws: dict[Key, tuple[Recording, tuple[Tensor, Tensor]]] = {}
         self._replayed: Key | None = None  # by the last call
         self._results: Yield | None = None  # of whichever graph was replayed last
+        self._yields = lru_cache(maxsize=STEADY)(self._yield)
+        self._numbers = lru_cache(maxsize=STEADY)(self._numbers_of)
+        self._drawings = lru_cache(maxsize=STEADY)(self._drawn)
         self._wanted: Counter[Key] = Counter()
         self._last = float("-inf")
         self._seconds = 0.0
@@ -185,11 +188,14 @@ class Graphed:
                 self._wanted[wanted] += 1
             return self._compute(batch)
         self._static.fill(key, batch)
-        recording, (hidden, logits) = self._graphs[key]
-        recording.replay()
-        tokens = len(batch.token_ids)
-        logits = logits[:tokens] if batch.all_logits else logits[batch.logits_rows]
-        return hidden[:tokens], logits
+        self._graphs[key][0].replay()
+        hidden, logits = self._yields(key, len(batch.token_ids))
+        return hidden, logits if batch.all_logits else logits[batch.logits_rows]
+
+    def _yield(self, key: Key, tokens: int) -> Yield:
+        """What a graph leaves, without the padding."""
+        hidden, logits = self._graphs[key][1]
+        return hidden[:tokens], logits[:tokens]
 
     def draw(
         self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
@@ -198,13 +204,21 @@ class Graphed:
         key = self._replayed
         if key not in self._draws or logits.data_ptr() != self._graphs[key][1][1].data_ptr():
             return None
-        count, static = len(logits), self._static
-        places = (static.temperature, static.seeds, static.draw_positions)
-        for place, values in zip(places, (temperature, seeds, positions), strict=True):
-            place[:count].copy_(values)
-        recording, (chosen, outcomes) = self._draws[key]
-        recording.replay()
-        return chosen[:count], outcomes[:count]
+        given = (temperature, seeds, positions)
+        for place, values in zip(self._numbers(len(logits)), given, strict=True):
+            place.copy_(values)
+        self._draws[key][0].replay()
+        return self._drawings(key, len(logits))
+
+    def _numbers_of(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where draws look for temperatures, seeds and positions."""
+        static = self._static
+        return static.temperature[:rows], static.seeds[:rows], static.draw_positions[:rows]
+
+    def _drawn(self, key: Key, rows: int) -> tuple[Tensor, Tensor]:
+        """What a recorded draw leaves, without the padding."""
+        chosen, outcomes = self._draws[key][1]
+        return chosen[:rows], outcomes[:rows]
 
     def improve(self, *, idle: bool) -> bool:
         if not self._missing:
@@ -244,10 +258,10 @@ class Graphed:
             self._give_up(key, f"less than {_FLOOR >> 20} MiB of the GPU's memory is free")
             return
         began = self._clock()
-        self._static.fill(key, None)
         batch = self._static.of(key)
         try:
             with torch.inference_mode():
+                self._static.fill(key, None)
                 graph = self._recorder.record(lambda: self._kept(self._compute(batch)))
                 if self._draw is not None:
                     self._draws[key] = self._recorder.record(self._drawing(key, graph[1][1]))
@@ -283,9 +297,7 @@ class Graphed:
     def _drawing(self, key: Key, logits: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """A draw from the logits that the key's forward pass leaves behind."""
         assert self._draw is not None
-        static, rows = self._static, key.rows * key.queries
-        numbers = (static.temperature[:rows], static.seeds[:rows], static.draw_positions[:rows])
-        return partial(self._draw, logits, *numbers)
+        return partial(self._draw, logits, *self._numbers_of(key.rows * key.queries))
 
     def _give_up(self, key: Key, why: str) -> None:
         """Once the larger ones, then all that are missing."""

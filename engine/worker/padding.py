@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from octavo.kernels.ops import StepInputs
 from ..batch import Batch
 
 LARGEST = 512  # sequences
+STEADY = 8  # kinds of steps whose parts of a memory are kept: each part is a call of torch
 _SHORT = 8192  # tokens of context: the first graphs are for contexts up to this
 _LONG_ROWS = 64  # sequences of a graph for contexts of any length: with more, launches are hidden
 
@@ -83,6 +85,8 @@ class StaticBatch:
         self._tables = zeros(rows, -(-longest // block_size), dtype=torch.int32)
         counts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._offsets = {count: counts * count for count in range(1, queries + 1)}
+        self._places = lru_cache(maxsize=STEADY)(self._place)
+        self._paddings = lru_cache(maxsize=STEADY)(self._padding)
 
     def of(self, key: Key) -> Batch:
         """The part of it that a graph is recorded with."""
@@ -100,18 +104,11 @@ class StaticBatch:
             all_logits=True,
         )
 
-    def inputs(self, tokens: int, rows: int) -> tuple[StepInputs, Tensor]:
-        """Where to put a step's inputs, and the numbers of its tokens, int64 [tokens]: here, if
-        there is room, else in new memory."""
+    def inputs(self, tokens: int, rows: int, width: int) -> tuple[StepInputs, Tensor, Tensor]:
+        """Where to put a step's inputs, what of its block tables has `width` entries, and the
+        numbers of its tokens, int64 [tokens]: here, if there is room, else in new memory."""
         if tokens <= len(self._token_ids) and rows <= len(self._contexts):
-            inputs = StepInputs(
-                token_ids=self._token_ids[:tokens],
-                positions=self._positions[:tokens],
-                slot_mapping=self._slots[:tokens],
-                context_lengths=self._contexts[:rows],
-                block_tables=self._tables[:rows],
-            )
-            return inputs, self._every_row[:tokens]
+            return self._places(tokens, rows, width)
         longs = self._token_ids.new_empty((3, tokens))
         inputs = StepInputs(
             token_ids=longs[0],
@@ -120,7 +117,18 @@ class StaticBatch:
             context_lengths=self._contexts.new_empty(rows),
             block_tables=self._tables.new_empty((rows, self._tables.shape[1])),
         )
-        return inputs, torch.arange(tokens, device=self.device)
+        every_row = torch.arange(tokens, device=self.device)
+        return inputs, inputs.block_tables[:, :width], every_row
+
+    def _place(self, tokens: int, rows: int, width: int) -> tuple[StepInputs, Tensor, Tensor]:
+        inputs = StepInputs(
+            token_ids=self._token_ids[:tokens],
+            positions=self._positions[:tokens],
+            slot_mapping=self._slots[:tokens],
+            context_lengths=self._contexts[:rows],
+            block_tables=self._tables[:rows],
+        )
+        return inputs, inputs.block_tables[:, :width], self._every_row[:tokens]
 
     def fill(self, key: Key, batch: Batch | None) -> None:
         """Copy a batch there, if it is not there already (`inputs`); what is left of the key's rows
@@ -140,6 +148,11 @@ class StaticBatch:
             for place, given in pairs:
                 place.copy_(given, non_blocking=True)
         if rows < key.rows:
-            end = key.rows * key.queries
-            self._slots[tokens:end].fill_(-1)
-            self._contexts[rows : key.rows].zero_()
+            slots, contexts = self._paddings(key, rows)
+            slots.fill_(-1)
+            contexts.zero_()
+
+    def _padding(self, key: Key, rows: int) -> tuple[Tensor, Tensor]:
+        """Slots and contexts of the key's rows behind the first so many."""
+        slots = self._slots[rows * key.queries : key.rows * key.queries]
+        return slots, self._contexts[rows : key.rows]

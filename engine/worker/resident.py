@@ -51,7 +51,7 @@ class Resident:
         self._room = room
         self._first_token = _TABLE + table.block_tables.shape[1]
         self._width = self._first_token + table.token_ids.shape[1]
-        self._rows = self._empty(len(table.lengths))
+        self._take(self._empty(len(table.lengths)))
 
     def send(self, layout: Layout, others: Sequence[Array] = ()) -> Sent:
         width, rows, contexts = self._width, layout.rows, layout.contexts
@@ -77,38 +77,39 @@ class Resident:
         return Sent(batch=batch, targets=sent[4], others=sent[len(arrays) :])
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
-        self._rows.view(-1)[targets] = token_ids.to(self._rows.dtype)
-
-    def state(self) -> SequenceState:
-        """By row of the sequence table."""
-        return SequenceState(
-            token_ids=self._rows[:, self._first_token :],
-            computed=self._rows[:, _COMPUTED],
-            block_tables=self._rows[:, _TABLE : self._first_token],
-        )
+        self._cells[targets] = token_ids.to(self._cells.dtype)
 
     def _batch(self, layout: Layout, table_rows: int, sent: list[Tensor]) -> Batch:
         if len(self._rows) < table_rows:
             grown = self._empty(table_rows)
             grown[: len(self._rows)] = self._rows
-            self._rows = grown
+            self._take(grown)
         cells, values, rows, offsets = sent[:4]
-        self._rows.view(-1)[cells] = values
+        self._cells[cells] = values
         tokens, slices = layout.tokens, len(layout.rows)
-        inputs, every_row = self._room.inputs(tokens, slices)
-        self._build_step(self.state(), rows, offsets, inputs, self._block_size)
         width = -(-int(layout.contexts.max(initial=0)) // self._block_size)
+        inputs, block_tables, every_row = self._room.inputs(tokens, slices, width)
+        self._build_step(self._state, rows, offsets, inputs, self._block_size)
         return Batch(
             token_ids=inputs.token_ids,
             positions=inputs.positions,
             query_offsets=offsets,
             context_lengths=inputs.context_lengths,
-            block_tables=inputs.block_tables[:, :width],
+            block_tables=block_tables,
             slot_mapping=inputs.slot_mapping,
             logits_rows=every_row if layout.all_logits else sent[5],
             query_lengths=tuple(layout.counts.tolist()),
             context_lengths_host=tuple(layout.contexts.tolist()),
             all_logits=layout.all_logits,
+        )
+
+    def _take(self, rows: Tensor) -> None:
+        """Go on with these, int32 [rows of the sequence table, width]."""
+        self._rows, self._cells = rows, rows.view(-1)
+        self._state = SequenceState(
+            token_ids=rows[:, self._first_token :],
+            computed=rows[:, _COMPUTED],
+            block_tables=rows[:, _TABLE : self._first_token],
         )
 
     def _empty(self, rows: int) -> Tensor:

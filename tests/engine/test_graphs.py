@@ -196,7 +196,7 @@ def test_a_batch_that_lies_where_graphs_read_it_is_not_copied(
     record_all(forwards)
     static = forwards._static
     batch = batch_of([5, 9, 4])
-    inputs, every_row = static.inputs(3, 3)
+    inputs, _, every_row = static.inputs(3, 3, 2)
     static.fill(Key(64, 4, 1), batch)
     lying = replace(
         batch,
@@ -216,8 +216,9 @@ def test_a_batch_that_lies_where_graphs_read_it_is_not_copied(
     assert recorder.replays == 1
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.equal(ours, theirs)
-    fresh, numbers = static.inputs(100, 3)  # there is no room for so many
+    fresh, narrow, numbers = static.inputs(100, 3, 2)  # there is no room for so many
     assert len(fresh.token_ids) == 100 and numbers.tolist() == list(range(100))
+    assert narrow.shape == (3, 2) and fresh.block_tables.shape == inputs.block_tables.shape
     assert fresh.token_ids.data_ptr() != inputs.token_ids.data_ptr()
 
 
