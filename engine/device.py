@@ -42,6 +42,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def computes_on_cores(name: str) -> bool:
+    """Whether `pick_device(name)` gives the CPU."""
+    return name == "cpu" or (name == "auto" and _lack_of_gpu() is not None)
+
+
 def _lack_of_gpu() -> str | None:
     """Why no GPU of this machine can be used; None where one can."""
     if torch.version.cuda is None:

@@ -20,7 +20,7 @@ class Transcript:
 
     sent: float
     status: int = 0
-    streamed: bool = False  # the answer is a stream of server-sent events
+    headers: dict[bytes, bytes] = field(default_factory=dict)  # by names in lower case
     pieces: list[tuple[float, bytes]] = field(default_factory=list)  # of the body, as they came
     ended: float = 0.0
     error: str | None = None  # of the connection
@@ -29,6 +29,11 @@ class Transcript:
     def begun(self) -> bool:
         """Whether an answer has begun to come."""
         return self.status != 0 or bool(self.pieces)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is a stream of server-sent events."""
+        return self.headers.get(b"content-type", b"").startswith(b"text/event-stream")
 
     @property
     def body(self) -> bytes:
@@ -43,7 +48,6 @@ class Wire(asyncio.Protocol):
         self._transcript: Transcript | None = None
         self._ended: asyncio.Future[None] | None = None
         self._now = 0.0
-        self._length_known = False
         self._parser = httptools.HttpResponseParser(self)
 
     @property
@@ -57,7 +61,6 @@ class Wire(asyncio.Protocol):
             raise ConnectionResetError("the server closed the connection")
         self._transcript = transcript
         self._ended = asyncio.get_running_loop().create_future()
-        self._length_known = False
         self._parser = httptools.HttpResponseParser(self)
         transcript.sent = time.perf_counter()
         self._transport.write(request)
@@ -88,8 +91,11 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._now = time.perf_counter()
-        begun = self._transcript is not None and self._transcript.status != 0
-        if exc is None and begun and not self._length_known:
+        if (
+            exc is None
+            and self._transcript is not None
+            and _ends_with_its_connection(self._transcript)
+        ):
             self._end(None)  # an answer that ends where its connection does
         else:
             self._end(ConnectionResetError("the connection was closed before the answer's end"))
@@ -99,11 +105,7 @@ class Wire(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._transcript is not None
-        name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
-            self._length_known = True
-        elif name == b"content-type":
-            self._transcript.streamed = value.startswith(b"text/event-stream")
+        self._transcript.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         assert self._transcript is not None
@@ -127,3 +129,9 @@ class Wire(asyncio.Protocol):
             self._ended.set_result(None)
         else:
             self._ended.set_exception(error)
+
+
+def _ends_with_its_connection(answer: Transcript) -> bool:
+    """It has begun, and does not say how long it is (RFC 9112, section 6.3)."""
+    lengths = (b"content-length", b"transfer-encoding")
+    return answer.status != 0 and not any(name in answer.headers for name in lengths)

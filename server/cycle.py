@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def speak(cycle: RequestResponseCycle, *, close: Callable[[], None], chunks: boo
         close: is called after the connection's last answer, in place of closing it.
         chunks: whether the client understands them.
     """
-    cycle.transport = _LastWord(cycle.transport, close)  # type: ignore[assignment]
+    cycle.transport = _Words(cycle.transport, close)  # type: ignore[assignment]
     if not chunks:
         _end_with_the_connection(cycle)
 
@@ -38,15 +39,34 @@ def _end_with_the_connection(cycle: RequestResponseCycle) -> None:
     cycle.send = send_as_it_is  # type: ignore[method-assign, assignment]
 
 
-class _LastWord:
-    """The transport as the maker of an answer sees it: it closes after the last one only."""
+class _Words:
+    """The transport as the maker of an answer sees it. The head goes out with the body's beginning,
+    or alone where there is none in this turn of the loop; it closes after the last answer only."""
 
     def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
         self._transport = transport
-        self.close = close
+        self._close = close
+        self._held: bytes | None = None  # what was written first
+        self._begun = False
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self._begun:
+            self._begun, self._held = True, data
+            asyncio.get_running_loop().call_soon(self._release)
+        elif self._held is None:
+            self._transport.write(data)
+        else:
+            data, self._held = self._held + data, None
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._release()
+        self._close()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            data, self._held = self._held, None
+            self._transport.write(data)

@@ -99,6 +99,7 @@ class Reception:
                 await error_answer(error)(scope, receive, send_marked)
         finally:
             self._close(scope, tally, tally.status or (status if ended else _CLIENT_LEFT))
+            del state["send_part"]  # which knows the scope that this stands in
 
     def _close(self, scope: Scope, tally: Tally, status: int) -> None:
         if tally.failure is None:
@@ -141,7 +142,8 @@ class Gate:
             if _path(scope) in QUEUED:
                 permit.require_room()
         except EngineError as error:
-            state["error"], state["route"] = error, _path(scope)
+            # Its traceback has frames that know the scope in which it is kept.
+            state["error"], state["route"] = error.with_traceback(None), _path(scope)
             await error_answer(error)(scope, receive, send)
             return
         try:

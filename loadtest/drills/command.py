@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ..run import run
 from .crash import crash, freeze
 from .culprits import batchmate, poison
 from .disconnects import disconnects
@@ -21,7 +22,7 @@ from .record import default_file, remember
 from .soak import soak
 from .verdict import Outcome, broken_off
 
-Drill = Callable[[Effort], Awaitable[Outcome]]
+Drill = Callable[[Effort], Coroutine[Any, Any, Outcome]]
 DRILLS: Mapping[str, Drill] = {
     "crash": crash,
     "poison": poison,
@@ -65,14 +66,10 @@ def main(words: Sequence[str]) -> int:
 def _hold(name: str, effort: Effort, file: Path, told: str) -> bool:
     began = time.perf_counter()
     try:
-        outcome = asyncio.run(_awaited(_ALL[name], effort))
+        outcome = run(_ALL[name](effort))
     except Exception as error:  # the other drills are held all the same
         outcome = broken_off(error)
     remember(file, name, outcome, seconds=time.perf_counter() - began, effort=told)
     sys.stdout.write(outcome.line(name) + "\n")
     sys.stdout.flush()
     return outcome.passed
-
-
-async def _awaited(drill: Drill, effort: Effort) -> Outcome:
-    return await drill(effort)

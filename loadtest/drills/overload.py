@@ -8,7 +8,10 @@ import random
 import time
 from collections.abc import Sequence
 
-from .answer import Answer, ask, get
+from ..client import Client
+from ..events import Exchange, read
+from ..wire import Transcript
+from .answer import get
 from .daemon import Daemon, serving
 from .effort import Effort
 from .verdict import Outcome, at_least, at_most, none
@@ -18,6 +21,7 @@ _TIMES = 10.0
 _CLIENTS = 64  # of the closed loop that finds the peak
 _QUEUE = 64
 _WARM_UP = 0.25  # of the time, not counted
+_LAST_ANSWERS_SECONDS = 300.0  # after the last request
 _REFUSED = (429, 503)
 
 
@@ -38,17 +42,18 @@ async def overload(effort: Effort) -> Outcome:
         # On both sides of the overload: other work on the machine is to weigh on both figures.
         peaks.append(await _peak(daemon, effort.overload_seconds / 2, draw))
     peak = sum(peaks) / 2
-    good = [answer for answer in answers if answer.good]
-    refused = [answer for answer in answers if answer.status in _REFUSED]
-    others = [answer for answer in answers if not answer.good and answer not in refused]
+    good, refused, others = _told_apart(answers)
     goodput = rate_of(good, began, effort.overload_seconds)
     return Outcome(
         checks=(
             at_least("goodput over peak", goodput / peak, 0.9),
-            at_most("refusals p95, ms", 1e3 * share([a.seconds for a in refused], 0.95), 50.0),
+            at_most(
+                "refusals p95, ms", 1e3 * share([a.ended - a.sent for a in refused], 0.95), 50.0
+            ),
             at_least("refusals", len(refused), 1),
             none(
-                "refusals without Retry-After", sum("retry-after" not in a.headers for a in refused)
+                "refusals without Retry-After",
+                sum(b"retry-after" not in a.headers for a in refused),
             ),
             none("other answers, or none", len(others)),
             none("looks at /health that were not 200", health.bad),
@@ -64,8 +69,8 @@ async def overload(effort: Effort) -> Outcome:
             "served": len(good),
             "/health p95, ms": round(1e3 * share(health.seconds, 0.95), 1),
             "/health slowest, ms": round(1e3 * share(health.seconds, 1.0), 1),
-            "TTFT p95 of served, s": round(share([a.first - a.sent for a in good], 0.95), 3),
-            "examples": "; ".join(answer.why() for answer in others[:3])[:500],
+            "TTFT p95 of served, s": round(share([a.ttft for a in good], 0.95), 3),
+            "examples": "; ".join(map(_why, others[:3]))[:500],
         },
     )
 
@@ -76,14 +81,15 @@ def share(values: Sequence[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
 
 
-def rate_of(good: Sequence[Answer], began: float, seconds: float) -> float:
+def rate_of(good: Sequence[Exchange], began: float, seconds: float) -> float:
     """Output tokens a second of whole answers, after the warm-up; each answer's tokens come
     evenly between its first and its last event."""
     first, last = began + _WARM_UP * seconds, began + seconds
     tokens = 0.0
     for answer in good:
-        within = min(last, answer.ended) - max(first, answer.first)
-        tokens += _OUTPUT * max(0.0, within) / (answer.ended - answer.first)
+        begun = answer.arrivals[0]
+        within = min(last, answer.ended) - max(first, begun)
+        tokens += _OUTPUT * max(0.0, within) / (answer.ended - begun)
     return tokens / (last - first)
 
 
@@ -97,33 +103,67 @@ def _body(draw: random.Random) -> dict[str, object]:
     }
 
 
+def _told_apart(
+    answers: Sequence[Transcript],
+) -> tuple[list[Exchange], list[Transcript], list[Transcript]]:
+    """What was served, what was refused, and all others."""
+    good, refused, others = [], [], []
+    for answer in answers:
+        if answer.status in _REFUSED and answer.error is None:
+            refused.append(answer)
+        elif (exchange := read(answer)).good:
+            good.append(exchange)
+        else:
+            others.append(answer)
+    return good, refused, others
+
+
+def _why(answer: Transcript) -> str:
+    """What is wrong with it, in a few words."""
+    return read(answer).error or f"status {answer.status}, {answer.body[:200]!r}"
+
+
+async def _answer(daemon: Daemon, draw: random.Random) -> Transcript:
+    """To a request over a connection of its own. It is only kept, and understood when all is over:
+    what the client costs, daemon and engine lack."""
+    client = Client(daemon.url)
+    request = client.request("/v1/completions", _body(draw))
+    answer = Transcript(sent=time.perf_counter())
+    began = answer.sent
+    await client.send_bytes(request, answer)
+    client.close()
+    answer.sent = began  # it counts how long connecting takes
+    return answer
+
+
 async def _peak(daemon: Daemon, seconds: float, draw: random.Random) -> float:
     """Output tokens a second with all clients always waiting for an answer."""
     began = time.perf_counter()
-    answers: list[Answer] = []
+    answers: list[Transcript] = []
 
     async def client() -> None:
         while time.perf_counter() - began < seconds:
-            answers.append(await ask(daemon.url, "/v1/completions", _body(draw)))
+            answers.append(await _answer(daemon, draw))
 
     await asyncio.gather(*(client() for _ in range(_CLIENTS)))
-    failed = [answer.why() for answer in answers if not answer.good]
-    if failed:
-        raise ValueError(f"requests fail without overload: {failed[0]}")
-    return rate_of(answers, began, seconds)
+    good, refused, others = _told_apart(answers)
+    if refused or others:
+        raise ValueError(f"requests fail without overload: {_why([*others, *refused][0])}")
+    return rate_of(good, began, seconds)
 
 
 async def _open_loop(
     daemon: Daemon, rate: float, seconds: float, draw: random.Random
-) -> list[Answer]:
+) -> list[Transcript]:
     """Requests at random moments, `rate` a second, whatever becomes of the earlier ones."""
-    asking: list[asyncio.Task[Answer]] = []
+    asking: list[asyncio.Task[Transcript]] = []
     began = due = time.perf_counter()
     while due - began < seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asking.append(asyncio.create_task(ask(daemon.url, "/v1/completions", _body(draw))))
+        asking.append(asyncio.create_task(_answer(daemon, draw)))
         due += draw.expovariate(rate)
-    return list(await asyncio.gather(*asking))
+    async with asyncio.timeout(_LAST_ANSWERS_SECONDS):
+        return list(await asyncio.gather(*asking))
 
 
 class _Health:

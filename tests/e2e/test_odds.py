@@ -186,11 +186,26 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def test_having_nothing_to_do_costs_next_to_nothing(daemon: Daemon) -> None:
+    """Soon: at first the cache that comes next is cleared, as much as is ever held ready."""
     pids = processes_of(daemon.pid)
     assert len(pids) >= 2  # front end and engine at least
-    before, seconds = cpu_seconds(pids), 8.0
-    time.sleep(seconds)  # the time over which CPU time is counted
-    assert cpu_seconds(pids) - before < 0.02 * seconds  # of one core
+    deadline, seconds = time.monotonic() + 60.0, 4.0
+    share = 1.0  # of one core
+    while share > 0.02:
+        assert time.monotonic() < deadline, f"with nothing to do {share:.3f} of a core is busy"
+        before = cpu_seconds(pids)
+        time.sleep(seconds)  # the time over which CPU time is counted
+        share = (cpu_seconds(pids) - before) / seconds
+
+
+def test_who_computes_gives_way_to_who_answers(daemon: Daemon) -> None:
+    threads = Path(f"/proc/{daemon.engine}/task").iterdir()
+    kernels = [t for t in threads if (t / "comm").read_text().startswith("octavo-kernel")]
+    assert kernels or len(os.sched_getaffinity(0)) == 1
+    for computing in (daemon.engine, *(int(thread.name) for thread in kernels)):
+        assert os.getpriority(os.PRIO_PROCESS, computing) > os.getpriority(
+            os.PRIO_PROCESS, daemon.pid
+        )
 
 
 def test_only_the_port_of_the_api_listens(daemon: Daemon) -> None:

@@ -33,6 +33,7 @@ from octavo.loadtest.drills.verdict import (
     broken_off,
     none,
 )
+from octavo.loadtest.events import Exchange
 
 # Judging
 
@@ -107,8 +108,8 @@ def test_shares() -> None:
 
 
 def test_a_rate_counts_the_tokens_within_the_measured_time() -> None:
-    def ended(first: float, last: float) -> Answer:
-        return Answer(sent=0.0, first=first, ended=last)
+    def ended(first: float, last: float) -> Exchange:
+        return Exchange(sent=0.0, arrivals=[first, last], ended=last)
 
     # 100 s from 1000 on, the first 25 not counted; 128 tokens an answer.
     assert rate_of([ended(1030.0, 1040.0)], 1000.0, 100.0) == pytest.approx(128 / 75)

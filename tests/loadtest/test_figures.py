@@ -67,7 +67,13 @@ def test_an_event_arrives_with_the_piece_that_completes_it() -> None:
 def stream_of(*answers: object) -> Transcript:
     text = b"".join(b"data: " + json.dumps(answer).encode() + b"\n\n" for answer in answers)
     pieces = [(11.0, text), (12.0, b"data: [DONE]\n\n")]
-    return Transcript(sent=10.0, status=200, streamed=True, pieces=pieces, ended=12.0)
+    return Transcript(
+        sent=10.0,
+        status=200,
+        headers={b"content-type": b"text/event-stream; charset=utf-8"},
+        pieces=pieces,
+        ended=12.0,
+    )
 
 
 def test_only_events_with_text_are_arrivals() -> None:
