@@ -165,7 +165,8 @@ class Protocol(HttpToolsProtocol):
             self._answered.message_event.set()
         self.pipeline.clear()
         # They know each other: the garbage collector is not to be needed for each connection.
-        self.cycle = self._answered = None
+        self._answered = None
+        self.cycle = None  # type: ignore[assignment]
 
     # What the parser calls.
 
