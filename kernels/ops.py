@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, dtype
 
@@ -84,6 +84,21 @@ class AddRmsNorm(Protocol):
         shape; weight [size] -> [tokens, size], of the weight's dtype."""
 
 
+class Float8Rows(NamedTuple):
+    """Rows of float8_e4m3fn, and what each is to be multiplied by: then its largest magnitude is
+    that of the row it was rounded from, which has become the largest number there is."""
+
+    numbers: Tensor  # [rows, size]
+    scales: Tensor  # float32 [rows, 1]
+
+
+class AddRmsNormFloat8(Protocol):
+    """`AddRmsNorm`, rounded at once for a product of 8-bit floats."""
+
+    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Float8Rows:
+        """As for `AddRmsNorm`; what is rounded is in float32."""
+
+
 class Rotate(Protocol):
     """Rotary position embedding (Su et al. 2021), the two halves of a head being rotated."""
 
@@ -100,6 +115,13 @@ class SiluMul(Protocol):
 
     def __call__(self, gate_up: Tensor) -> Tensor:
         """gate_up [tokens, 2 * size], gate first -> [tokens, size]."""
+
+
+class SiluMulFloat8(Protocol):
+    """`SiluMul`, rounded at once for a product of 8-bit floats."""
+
+    def __call__(self, gate_up: Tensor) -> Float8Rows:
+        """As for `SiluMul`; what is rounded is in float32."""
 
 
 class PackedLinear(Protocol):
@@ -138,16 +160,26 @@ class PackQuantized(Protocol):
         """
 
 
+class PackedFloat8(PackedLinear, Protocol):
+    """A product of 8-bit floats: inputs are rounded here, unless they have been already."""
+
+    def __call__(self, x: Tensor | Float8Rows) -> Tensor:
+        """As for `PackedLinear`; of rounded inputs, in the dtype that it was packed for."""
+
+    def addend(self, x: Tensor | Float8Rows) -> Tensor:
+        """As for `PackedLinear`."""
+
+
 class PackFloat8(Protocol):
     """Like `PackLinear`, with a matrix and inputs of float8_e4m3fn: a scale for each output of the
     one, and for each token of the other. Rows' sums may depend on how many rows there are."""
 
     def __call__(
         self, weight: Tensor, bias: Tensor | None, scales: Tensor | None, dtype: dtype
-    ) -> PackedLinear:
+    ) -> PackedFloat8:
         """weight [outputs, inputs], floats that are rounded here and `scales` None, or
         float8_e4m3fn and scales float32 [outputs, 1] that it is to be multiplied by; bias
-        [outputs]; `dtype` of what `rows` gives.
+        [outputs]; `dtype` of what `rows` gives, and of products of rounded inputs.
 
         Raises:
             NotImplementedError: the device does not multiply such numbers.
@@ -428,8 +460,10 @@ class Ops:
     take_rows: TakeRows
     rms_norm: RmsNorm
     add_rms_norm: AddRmsNorm
+    add_rms_norm_float8: AddRmsNormFloat8
     rotate: Rotate
     silu_mul: SiluMul
+    silu_mul_float8: SiluMulFloat8
     pack_linear: PackLinear
     pack_quantized: PackQuantized
     pack_float8: PackFloat8

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.kernels.ops import AttentionLayer
 
+from ..quantization.base import LinearInput
 from .blueprint import Blueprint, LayerStep, Parameter
 from .linear import Linear
 
@@ -73,7 +74,7 @@ class Attention:
             epsilon=config.norm_epsilon,
         )
 
-    def __call__(self, x: Tensor, step: LayerStep, cache: Tensor) -> Tensor:
+    def __call__(self, x: LinearInput, step: LayerStep, cache: Tensor) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden], for the residual stream; `cache` is this
         layer's."""
         projected = self._qkv(x)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from ..quantization.base import LinearInput
 from .blueprint import Blueprint, Parameter
 
 
@@ -33,9 +35,10 @@ class Linear:
             inputs, sum(outputs), bias=bias, dtype=blueprint.dtype, device=blueprint.device
         )
         self._residual = residual
-        self._multiply: Callable[[Tensor], Tensor] | None = None
+        # Takes what this weight format's `inputs` give: no type says which that is.
+        self._multiply: Callable[[Any], Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: LinearInput) -> Tensor:
         """x [tokens, inputs] -> [tokens, sum(outputs)]."""
         assert self._multiply is not None, "used before finish()"
         return self._multiply(x)

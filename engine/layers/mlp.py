@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..errors import UnsupportedArchitecture
+from ..quantization.base import LinearInput
 from .blueprint import Blueprint, Parameter
 from .linear import Linear
 
@@ -37,9 +38,9 @@ class GatedMlp:
             bias=config.mlp_bias,
             residual=True,
         )
-        self._silu_mul = blueprint.ops.silu_mul
+        self._silu_mul = blueprint.quantization.inputs.silu_mul
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: LinearInput) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden], for the residual stream."""
         return self._down(self._silu_mul(self._gate_up(x)))
 

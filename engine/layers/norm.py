@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from .blueprint import Blueprint, Parameter
 
+Out = TypeVar("Out")
 
-class RmsNorm:
-    """Scales vectors to unit root mean square, then by a learned weight."""
 
-    def __init__(self, blueprint: Blueprint, name: str, size: int) -> None:
+class RmsNorm(Generic[Out]):
+    """Scales vectors to unit root mean square, then by a learned weight.
+
+    `add_rms_norm`: the op, in whatever form its reader wants the result.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        name: str,
+        size: int,
+        add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Out],
+    ) -> None:
         self._name = name
         self._weight = blueprint.empty(size)
         self._epsilon = blueprint.config.norm_epsilon
-        self._rms_norm = blueprint.ops.rms_norm
-        self._add_rms_norm = blueprint.ops.add_rms_norm
+        self._add_rms_norm = add_rms_norm
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., size] -> [..., size]."""
-        return self._rms_norm(x, self._weight, self._epsilon)
-
-    def after_adding(self, x: Tensor, residual: Tensor) -> Tensor:
+    def after_adding(self, x: Tensor, residual: Tensor) -> Out:
         """residual += x, in place; returns the norm of residual. All [tokens, size], and residual
         float32."""
         return self._add_rms_norm(x, residual, self._weight, self._epsilon)

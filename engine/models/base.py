@@ -18,13 +18,19 @@ from ..layers.embedding import Embedding, Head
 from ..layers.mlp import GatedMlp
 from ..layers.norm import RmsNorm
 from ..layers.rope import RotaryEmbedding
+from ..quantization.base import LinearInput
 
 
 class Block:
     """Attention and MLP, each behind a norm and added to the residual stream."""
 
     def __init__(
-        self, *, attention_norm: RmsNorm, attention: Attention, mlp_norm: RmsNorm, mlp: GatedMlp
+        self,
+        *,
+        attention_norm: RmsNorm[LinearInput],
+        attention: Attention,
+        mlp_norm: RmsNorm[LinearInput],
+        mlp: GatedMlp,
     ) -> None:
         self.attention_norm = attention_norm
         self.attention = attention
@@ -78,7 +84,8 @@ class Model(ABC):
         tied = config.tied_embeddings
         self._embedding = Embedding(blueprint, "model.embed_tokens", tied=tied)
         self._blocks = [self.block(blueprint, index) for index in range(config.layers)]
-        self._norm = RmsNorm(blueprint, "model.norm", config.hidden_size)
+        plain = blueprint.ops.add_rms_norm
+        self._norm = RmsNorm(blueprint, "model.norm", config.hidden_size, plain)
         self._head = Head(blueprint, "lm_head", tied_to=self._embedding if tied else None)
         self.parameter_count = sum(p.tensor.numel() for p in self.parameters())
         self.weight_bytes = sum(p.tensor.nbytes for p in self.parameters())

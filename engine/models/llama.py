@@ -20,14 +20,15 @@ class Llama(Model):
     def block(cls, blueprint: Blueprint, index: int) -> Block:
         prefix = f"model.layers.{index}"
         config = blueprint.config
+        size, into_linear = config.hidden_size, blueprint.quantization.inputs.add_rms_norm
         return Block(
-            attention_norm=RmsNorm(blueprint, f"{prefix}.input_layernorm", config.hidden_size),
+            attention_norm=RmsNorm(blueprint, f"{prefix}.input_layernorm", size, into_linear),
             attention=Attention(
                 blueprint,
                 f"{prefix}.self_attn",
                 window=config.windows[index],
                 qk_norm=cls.qk_norm,
             ),
-            mlp_norm=RmsNorm(blueprint, f"{prefix}.post_attention_layernorm", config.hidden_size),
+            mlp_norm=RmsNorm(blueprint, f"{prefix}.post_attention_layernorm", size, into_linear),
             mlp=GatedMlp(blueprint, f"{prefix}.mlp"),
         )

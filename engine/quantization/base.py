@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import PackedLinear
+from octavo.kernels.ops import Float8Rows, PackedLinear
+
+LinearInput = Tensor | Float8Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOps:
+    """The ops whose results linear layers of some format multiply, in the form they want."""
+
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], LinearInput]
+    silu_mul: Callable[[Tensor], LinearInput]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +35,8 @@ class QuantTensor:
 class QuantMethod(Protocol):
     """One weight format."""
 
+    inputs: InputOps
+
     def parameters(
         self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device
     ) -> dict[str, QuantTensor]:
@@ -32,7 +45,7 @@ class QuantMethod(Protocol):
     def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
         """All tensors are loaded: bring them into their final form, once.
 
-        Returns the multiplication with them.
+        Returns the multiplication with them, of tensors and of what `inputs` gives.
         """
 
     def head(self, weight: Tensor) -> PackedLinear:

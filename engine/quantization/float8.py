@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.kernels.ops import Ops, PackedLinear
 
 from ..errors import BrokenCheckpoint, ConfigError
-from .base import QuantTensor
+from .base import InputOps, QuantTensor
 from .none import Unquantized
 
 _SIZE = 128  # of a side of the blocks that share a scale
@@ -22,11 +22,16 @@ _SCALES = ("weight_scale", "weight_scale_inv")
 _LEFT_OUT = ("lm_head",)  # what a checkpoint may leave as it is: what we leave, too
 
 
+def _inputs(ops: Ops) -> InputOps:
+    return InputOps(add_rms_norm=ops.add_rms_norm_float8, silu_mul=ops.silu_mul_float8)
+
+
 class Float8(Unquantized):
     """Reads what `Unquantized` reads, and rounds it."""
 
     def __init__(self, ops: Ops) -> None:
         super().__init__(ops)
+        self.inputs = _inputs(ops)
         self._pack_float8 = ops.pack_float8
 
     def finish(self, tensors: dict[str, Tensor]) -> PackedLinear:
@@ -46,6 +51,7 @@ class Float8Checkpoint(Unquantized):
 
     def __init__(self, ops: Ops, *, blocks: bool) -> None:
         super().__init__(ops)
+        self.inputs = _inputs(ops)
         self._pack_float8 = ops.pack_float8
         self._blocks = blocks
         self._dtype = torch.bfloat16

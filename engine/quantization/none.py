@@ -8,13 +8,14 @@ from torch import Tensor
 from octavo.kernels.memory import zeros
 from octavo.kernels.ops import Ops, PackedLinear
 
-from .base import QuantTensor
+from .base import InputOps, QuantTensor
 
 
 class Unquantized:
     """The `QuantMethod` of float checkpoints."""
 
     def __init__(self, ops: Ops) -> None:
+        self.inputs = InputOps(add_rms_norm=ops.add_rms_norm, silu_mul=ops.silu_mul)
         self._pack_linear = ops.pack_linear
 
     def parameters(

@@ -28,8 +28,10 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "rms_norm": norm.rms_norm,
         "add_rms_norm": norm.add_rms_norm,
+        "add_rms_norm_float8": norm.add_rms_norm_float8,
         "rotate": rope.rotate,
         "silu_mul": activation.silu_mul,
+        "silu_mul_float8": activation.silu_mul_float8,
         "pack_float8": float8.pack_float8,
         "pack_quantized": quantized.pack_quantized,
         "plan_attention": attention.plan_attention,

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops import Float8Rows
 from ..reference import float8 as reference
 from .launching import warps_for
 
@@ -36,30 +37,46 @@ def decoded(byte):
 
 
 @triton.jit
+def scale_of(largest):
+    """Of a row of such a largest magnitude."""
+    return tl.div_rn(tl.maximum(largest, 1e-12), 448.0)
+
+
+@triton.jit
+def over(value, scale):
+    """float32 -> uint8: what `encoded` makes of value / scale, a scalar."""
+    return encoded(tl.div_rn(value, tl.zeros_like(value) + scale))
+
+
+@triton.jit
 def round_rows_kernel(x, out, scales, x_stride, size, BLOCK: tl.constexpr):
     """One row: its scale, and its numbers over that."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < size
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12), 448.0)
+    scale = scale_of(tl.max(tl.abs(value), axis=0))
     tl.store(scales + row, scale)
-    number = tl.div_rn(value, scale + tl.zeros([BLOCK], tl.float32))
-    tl.store(out + row * size + column, encoded(number), mask=inside)
+    tl.store(out + row * size + column, over(value, scale), mask=inside)
 
 
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def empty_rows(rows: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Numbers, as the bytes that kernels write, and scales."""
+    numbers = torch.empty((rows, size), dtype=torch.uint8, device=device)
+    return numbers, torch.empty((rows, 1), dtype=torch.float32, device=device)
+
+
+def round_rows(x: Tensor) -> Float8Rows:
     """As the reference's, bit by bit."""
     rows, size = x.shape
-    out = torch.empty((rows, size), dtype=torch.uint8, device=x.device)
-    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    out, scales = empty_rows(rows, size, x.device)
     x = x if x.stride(1) == 1 else x.contiguous()
     if rows:
         block = triton.next_power_of_2(size)
         round_rows_kernel[(rows,)](
             x, out, scales, x.stride(0), size, BLOCK=block, num_warps=warps_for(block)
         )
-    return out.view(torch.float8_e4m3fn), scales
+    return Float8Rows(out.view(torch.float8_e4m3fn), scales)
 
 
 def pack_float8(

@@ -11,7 +11,7 @@ from .activation import silu_mul
 from .attention import plan_attention
 from .bitmask import allow_only
 from .cache import copy_blocks
-from .float8 import pack_float8
+from .float8 import add_rms_norm_float8, pack_float8, silu_mul_float8
 from .linear import pack_linear
 from .narrowing import draw
 from .norm import add_rms_norm, rms_norm
@@ -31,8 +31,10 @@ REFERENCE = Ops(
     take_rows=take_rows,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
+    add_rms_norm_float8=add_rms_norm_float8,
     rotate=rotate,
     silu_mul=silu_mul,
+    silu_mul_float8=silu_mul_float8,
     pack_linear=pack_linear,
     pack_quantized=pack_quantized,
     pack_float8=pack_float8,

@@ -9,23 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import Float8Rows
+from .activation import silu_mul
+from .norm import add_rms_norm
+
 LARGEST = 448.0
 _LEAST = 1e-12  # largest magnitude of a row that is not taken to be zeros
 MULTIPLE = 16  # of inputs and outputs, which `torch._scaled_mm` wants
 
-RoundRows = Callable[[Tensor], tuple[Tensor, Tensor]]
+RoundRows = Callable[[Tensor], Float8Rows]
 
 
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] -> float8_e4m3fn of that shape, and the scales it is to be multiplied by,
-    float32 [rows, 1]: the largest magnitude of a row becomes the largest number."""
+def round_rows(x: Tensor) -> Float8Rows:
+    """x [rows, size]."""
     x = x.float()
     scales = x.abs().amax(1, keepdim=True).clamp(min=_LEAST) / LARGEST
-    return (x / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales
+    return Float8Rows((x / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales)
+
+
+def add_rms_norm_float8(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Float8Rows:
+    """See `ops.AddRmsNormFloat8`."""
+    return round_rows(add_rms_norm(x, residual, weight.float(), epsilon))
+
+
+def silu_mul_float8(gate_up: Tensor) -> Float8Rows:
+    """See `ops.SiluMulFloat8`."""
+    return round_rows(silu_mul(gate_up.float()))
 
 
 class Float8Linear:
-    """See `ops.PackedLinear`; the product is `torch._scaled_mm`, on any device that has it."""
+    """See `ops.PackedFloat8`; the product is `torch._scaled_mm`, on any device that has it."""
 
     def __init__(
         self,
@@ -43,21 +56,22 @@ class Float8Linear:
         # A GPU's product with scales of rows gives bfloat16 only.
         self._product_dtype = torch.bfloat16 if weight.is_cuda else torch.float32
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x).to(x.dtype)
+    def __call__(self, x: Tensor | Float8Rows) -> Tensor:
+        return self._product(x).to(x.dtype if isinstance(x, Tensor) else self._dtype)
 
     def wide(self, x: Tensor) -> Tensor:
         return self._product(x).float()
 
-    def addend(self, x: Tensor) -> Tensor:
+    def addend(self, x: Tensor | Float8Rows) -> Tensor:
         out = self._product(x)
         return out if out.dtype == self._dtype else out.float()
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor | Float8Rows) -> Tensor:
         """As the device gives it: no pass over it for a dtype that nobody wants."""
-        if not len(x):
-            return x.new_zeros((0, len(self._weight)), dtype=torch.float32)
-        out = self._multiply(*self._round_inputs(x))
+        numbers, scales = self._round_inputs(x) if isinstance(x, Tensor) else x
+        if not len(numbers):
+            return scales.new_zeros((0, len(self._weight)))
+        out = self._multiply(numbers, scales)
         return out if self._bias is None else out.float().add_(self._bias)
 
     def _multiply(self, x: Tensor, scales: Tensor) -> Tensor:
@@ -76,9 +90,11 @@ class Float8Linear:
 
 
 class WideLinear(Float8Linear):
-    """The same for shapes that `torch._scaled_mm` does not take: inputs are not rounded."""
+    """The same for shapes that `torch._scaled_mm` does not take; it rounds no inputs itself."""
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor | Float8Rows) -> Tensor:
+        if not isinstance(x, Tensor):
+            x = x.numbers.float() * x.scales
         weight = self._weight.float() * self._scales
         bias = None if self._bias is None else self._bias.float()
         return F.linear(x.float(), weight, bias)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import PackFloat8
-from octavo.kernels.reference import cache
+from octavo.kernels.ops import AddRmsNorm, AddRmsNormFloat8, Float8Rows, PackFloat8, SiluMulFloat8
+from octavo.kernels.reference import activation, cache, norm
 from octavo.kernels.reference import float8 as reference
 
 
@@ -77,8 +77,68 @@ def test_the_product(
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), expected, atol=0.02, rtol=0.01)
         assert linear(x[:0]).shape == (0, outputs)
+        already = reference.round_rows(x)
+        of_rounded = linear(already)
+        assert of_rounded.dtype == dtype
+        if inputs % 16 == 0:
+            assert torch.equal(of_rounded, got)
+            assert torch.equal(linear.addend(already), linear.addend(x))
+        else:
+            torch.testing.assert_close(of_rounded.double(), expected, atol=1.0, rtol=0.1)
+        none = Float8Rows(already.numbers[:0], already.scales[:0])
+        assert linear(none).shape == (0, outputs)
         ids = torch.tensor([outputs - 1, 0])
         assert torch.equal(linear.rows(ids), rounded[ids].to(dtype))
+
+
+def _gpu_norm(*arguments: Tensor | float) -> Float8Rows:
+    pytest.importorskip("triton")
+    from octavo.kernels.cuda import norm
+
+    return norm.add_rms_norm_float8(*arguments)  # type: ignore[arg-type]
+
+
+def _gpu_silu(gate_up: Tensor) -> Float8Rows:
+    pytest.importorskip("triton")
+    from octavo.kernels.cuda import activation
+
+    return activation.silu_mul_float8(gate_up)
+
+
+@pytest.mark.parametrize("fused", [reference.add_rms_norm_float8, _gpu_norm], ids=["torch", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [16, 100, 1000])
+def test_a_norm_rounded_at_once(fused: AddRmsNormFloat8, size: int, dtype: torch.dtype) -> None:
+    weight, x = _drawn(size, dtype=dtype), _drawn(4, size, dtype=dtype) * 3
+    x[2] = 0.0
+    before = _drawn(4, size)
+    before[2] = 0.0
+    ours, theirs = before.clone(), before.clone()
+    plain: AddRmsNorm = norm.add_rms_norm
+    expected = plain(x, theirs, weight.float(), 1e-5)
+    _assert_rounds(fused(x, ours, weight, 1e-5), expected)
+    torch.testing.assert_close(ours, theirs)
+    assert len(fused(x[:0], ours[:0], weight, 1e-5).numbers) == 0
+
+
+@pytest.mark.parametrize("fused", [reference.silu_mul_float8, _gpu_silu], ids=["torch", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [16, 100, 20000])  # in one piece, and in several
+def test_a_gate_rounded_at_once(fused: SiluMulFloat8, size: int, dtype: torch.dtype) -> None:
+    gate_up = _drawn(3, 2 * size, dtype=dtype) * 4
+    gate_up[1] = 0.0
+    _assert_rounds(fused(gate_up), activation.silu_mul(gate_up.float()))
+    assert len(fused(gate_up[:0]).numbers) == 0
+
+
+def _assert_rounds(got: Float8Rows, expected: Tensor) -> None:
+    """What was rounded may differ by a float32's last bits, and what it becomes by a step of it."""
+    theirs = reference.round_rows(expected)
+    torch.testing.assert_close(got.scales, theirs.scales, rtol=1e-5, atol=0.0)
+    ours, meant = got.numbers.float(), theirs.numbers.float()
+    assert got.numbers.shape == meant.shape
+    assert (ours != meant).float().mean() < 0.01
+    assert ((ours - meant).abs() <= meant.abs() / 8 + 2.0**-9).all()
 
 
 def test_blocks_of_8_bits_are_copied() -> None:

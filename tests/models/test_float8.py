@@ -13,6 +13,8 @@ from torch import Tensor
 
 from octavo.engine.errors import BrokenCheckpoint, ConfigError
 from octavo.engine.weights import load_model
+from octavo.kernels.ops import Float8Rows
+from octavo.kernels.reference.float8 import Float8Linear
 
 from .checkpoints import Family, edit_config, write_checkpoint
 from .stepping import CPU, Stepper
@@ -103,6 +105,24 @@ def test_a_checkpoint_of_8_bits_gives_nearly_what_it_was_made_of(
     got = _logits(tmp_path)
     assert 1e-4 < _apart(got, plain) < 0.15
     assert torch.equal(got, _logits(tmp_path, quantization="fp8"))
+
+
+def test_what_norms_and_gates_give_is_rounded_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what attention gives is left to be rounded by the product itself."""
+    given: list[str] = []
+    product = Float8Linear._product
+
+    def watched(linear: Float8Linear, x: Tensor | Float8Rows) -> Tensor:
+        given.append(type(x).__name__)
+        return product(linear, x)
+
+    monkeypatch.setattr(Float8Linear, "_product", watched)
+    write_checkpoint(FAMILY, tmp_path)
+    _logits(tmp_path, quantization="fp8")
+    of_block = ["Float8Rows", "Tensor", "Float8Rows", "Float8Rows"]  # qkv, output, gate_up, down
+    assert given == of_block * (len(given) // 4) and len(given) >= 8
 
 
 @pytest.mark.parametrize("kind", ["channel", "block"])

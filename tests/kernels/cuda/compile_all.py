@@ -51,12 +51,18 @@ def variants() -> Iterator[Variant]:
     for dtype in ("bf16", "fp16"):
         yield from _attention(dtype)
         yield from _projected(dtype)
-        for add, of in ((False, dtype), (True, dtype), (True, "fp32")):
-            types = dict.fromkeys(("weight", "out"), f"*{dtype}")
-            types |= {"x": f"*{of}", "residual": "*fp32"}
+        for add, of, of_8 in (
+            (False, dtype, False),
+            (True, dtype, False),
+            (True, "fp32", False),
+            (True, dtype, True),
+        ):
+            types = {"x": f"*{of}", "residual": "*fp32", "weight": f"*{dtype}", "scales": "*fp32"}
             types |= {"x_stride": "i32", "size": "i32", "epsilon": "fp32"}
-            given = {"ADD": add, "BLOCK": 4096, "UPCAST": False, "num_warps": 8}
-            yield f"norm {dtype} add={add} of {of}", norm.rms_norm_kernel, types, given
+            types |= {"out": "*u8" if of_8 else f"*{dtype}"}
+            given = {"ADD": add, "FLOAT8": of_8, "BLOCK": 8192, "UPCAST": False, "num_warps": 8}
+            name = f"norm {dtype} add={add} of {of} float8={of_8}"
+            yield name, norm.rms_norm_kernel, types, given
         yield from _matmul(dtype)
         types = {
             "x": f"*{dtype}",
@@ -69,6 +75,9 @@ def variants() -> Iterator[Variant]:
         yield f"round rows {dtype}", float8.round_rows_kernel, types, given
         types = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32"}
         yield f"silu_mul {dtype}", activation.silu_mul_kernel, types, {"BLOCK": 1024}
+        types |= {"out": "*u8", "scales": "*fp32"}
+        given = {"BLOCK": activation.ROW_BLOCK, "num_warps": activation.ROW_WARPS}
+        yield f"silu_mul float8 {dtype}", activation.silu_mul_float8_kernel, types, given
         types = dict.fromkeys(("x", "cosine", "sine", "out"), f"*{dtype}")
         types |= {"x_token": "i32", "x_head": "i32", "heads": "i32"}
         given = {"HEAD_DIM": 128, "ROTARY": 128, "BLOCK_H": 16, "BLOCK_D": 128, "num_warps": 8}
