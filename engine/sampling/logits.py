@@ -98,8 +98,30 @@ class AllowedTokens:
         return Shaping(arrays=(at, cells), apply=_allow)
 
 
+class BadTokens:
+    """`bad_words_ids` of one token each, never to be said: nobody waits for what has been."""
+
+    reads_history = False
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._forbidden: dict[int, Tokens] = {}  # by row
+
+    def needs(self, params: SamplingParams) -> bool:
+        return any(len(word) == 1 for word in params.bad_words_ids)
+
+    def admit(self, row: int, params: SamplingParams) -> None:
+        alone = [word[0] for word in params.bad_words_ids if len(word) == 1]
+        self._forbidden[row] = _ids(alone, self._vocab_size)
+
+    def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:
+        cells = _cells(self._vocab_size, at, [self._forbidden[row] for row in rows.tolist()])
+        return Shaping(arrays=(cells,), apply=_forbid)
+
+
 class BadWords:
-    """`bad_words_ids`: a token that would complete one of the sequences may not be said."""
+    """`bad_words_ids` of several tokens: one that would complete such a sequence may not be said.
+    The draw waits for the token before it to reach the host."""
 
     reads_history = True
 
@@ -108,13 +130,13 @@ class BadWords:
         self._words: dict[int, list[tuple[npt.NDArray[np.int32], int]]] = {}  # (prefix, last id)
 
     def needs(self, params: SamplingParams) -> bool:
-        return bool(params.bad_words_ids)
+        return any(len(word) > 1 for word in params.bad_words_ids)
 
     def admit(self, row: int, params: SamplingParams) -> None:
         self._words[row] = [
             (np.array(word[:-1], dtype=np.int32), word[-1])
             for word in params.bad_words_ids
-            if word and word[-1] < self._vocab_size
+            if len(word) > 1 and word[-1] < self._vocab_size
         ]
 
     def shaping(self, at: Rows, rows: Rows, histories: Histories) -> Shaping:

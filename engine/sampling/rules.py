@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from octavo.kernels.ops import Ops
 
-from .logits import AllowedTokens, BadWords, LogitBias, LogitsRule, MinimumLength
+from .logits import AllowedTokens, BadTokens, BadWords, LogitBias, LogitsRule, MinimumLength
 from .penalties import Penalties
 
 
@@ -23,6 +23,7 @@ def standard_rules(
     """
     return (
         AllowedTokens(vocab_size),
+        BadTokens(vocab_size),
         BadWords(vocab_size),
         MinimumLength(vocab_size, stop_ids),
         LogitBias(vocab_size),

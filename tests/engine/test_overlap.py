@@ -403,7 +403,8 @@ def test_only_what_depends_on_what_was_said_waits(tmp_path: Path) -> None:
     kinds: list[tuple[dict[str, Any], bool]] = [
         ({"temperature": 1.0}, False),
         ({"frequency_penalty": 1.0, "repetition_penalty": 1.1}, False),  # counted on the device
-        ({"bad_words_ids": ((5, 6),)}, True),
+        ({"bad_words_ids": ((5,), (7,))}, False),  # whatever has been said
+        ({"bad_words_ids": ((5, 6), (7,))}, True),
     ]
     for kind, waits in kinds:
         params = SamplingParams(max_tokens=None, **kind)

@@ -208,8 +208,9 @@ def calls_and_copies(
         {"temperature": 0.0, "logprobs": 3},
         {"presence_penalty": 0.5, "repetition_penalty": 1.2},
         {"logit_bias": {5: 1.0}, "min_tokens": 30},
+        {"bad_words_ids": ((5,), (6,))},
     ],
-    ids=["greedy", "drawn", "narrowed", "logprobs", "penalties", "bias"],
+    ids=["greedy", "drawn", "narrowed", "logprobs", "penalties", "bias", "bad tokens"],
 )
 def test_a_step_asks_nothing_and_costs_one_copy_and_as_many_calls_for_any_number_of_sequences(
     tmp_path: Path, watch: Watch, kind: dict[str, Any]
