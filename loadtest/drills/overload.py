@@ -7,6 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..client import Client
 from ..events import Exchange, read
@@ -33,8 +34,9 @@ async def overload(effort: Effort) -> Outcome:
         health = _Health(daemon)
         watching = asyncio.create_task(health.watch())
         rate = _TIMES * peaks[0] / _OUTPUT
+        flood = _Flood.drawn(daemon.url, rate, effort.overload_seconds, draw)
         began, cpu = time.perf_counter(), time.process_time()
-        answers = await _open_loop(daemon, rate, effort.overload_seconds, draw)
+        answers = await flood.send(daemon.url)
         client_share = (time.process_time() - cpu) / (time.perf_counter() - began)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -93,14 +95,15 @@ def rate_of(good: Sequence[Exchange], began: float, seconds: float) -> float:
     return tokens / (last - first)
 
 
-def _body(draw: random.Random) -> dict[str, object]:
-    return {
+def _request(url: str, draw: random.Random) -> bytes:
+    body: dict[str, object] = {
         "prompt": [draw.randint(300, 3900) for _ in range(_PROMPT)],
         "max_tokens": _OUTPUT,
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
     }
+    return Client(url).request("/v1/completions", body)
 
 
 def _told_apart(
@@ -123,11 +126,10 @@ def _why(answer: Transcript) -> str:
     return read(answer).error or f"status {answer.status}, {answer.body[:200]!r}"
 
 
-async def _answer(daemon: Daemon, draw: random.Random) -> Transcript:
+async def _answer(url: str, request: bytes) -> Transcript:
     """To a request over a connection of its own. It is only kept, and understood when all is over:
-    what the client costs, daemon and engine lack."""
-    client = Client(daemon.url)
-    request = client.request("/v1/completions", _body(draw))
+    what the client costs, the daemon lacks."""
+    client = Client(url)
     answer = Transcript(sent=time.perf_counter())
     began = answer.sent
     await client.send_bytes(request, answer)
@@ -143,7 +145,7 @@ async def _peak(daemon: Daemon, seconds: float, draw: random.Random) -> float:
 
     async def client() -> None:
         while time.perf_counter() - began < seconds:
-            answers.append(await _answer(daemon, draw))
+            answers.append(await _answer(daemon.url, _request(daemon.url, draw)))
 
     await asyncio.gather(*(client() for _ in range(_CLIENTS)))
     good, refused, others = _told_apart(answers)
@@ -152,18 +154,31 @@ async def _peak(daemon: Daemon, seconds: float, draw: random.Random) -> float:
     return rate_of(good, began, seconds)
 
 
-async def _open_loop(
-    daemon: Daemon, rate: float, seconds: float, draw: random.Random
-) -> list[Transcript]:
-    """Requests at random moments, `rate` a second, whatever becomes of the earlier ones."""
-    asking: list[asyncio.Task[Transcript]] = []
-    began = due = time.perf_counter()
-    while due - began < seconds:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asking.append(asyncio.create_task(_answer(daemon, draw)))
-        due += draw.expovariate(rate)
-    async with asyncio.timeout(_LAST_ANSWERS_SECONDS):
-        return list(await asyncio.gather(*asking))
+@dataclass(frozen=True, slots=True)
+class _Flood:
+    """Requests and when they are sent, in seconds from its beginning."""
+
+    requests: Sequence[tuple[float, bytes]]
+
+    @classmethod
+    def drawn(cls, url: str, rate: float, seconds: float, draw: random.Random) -> _Flood:
+        """At random moments, `rate` a second (a Poisson process)."""
+        requests = []
+        due = 0.0
+        while due < seconds:
+            requests.append((due, _request(url, draw)))
+            due += draw.expovariate(rate)
+        return cls(requests)
+
+    async def send(self, url: str) -> list[Transcript]:
+        """Whatever becomes of the earlier ones."""
+        asking: list[asyncio.Task[Transcript]] = []
+        began = time.perf_counter()
+        for due, request in self.requests:
+            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+            asking.append(asyncio.create_task(_answer(url, request)))
+        async with asyncio.timeout(_LAST_ANSWERS_SECONDS):
+            return list(await asyncio.gather(*asking))
 
 
 class _Health:

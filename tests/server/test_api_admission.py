@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from octavo.engine.params import Request
 from octavo.engine.step import Delta
+from octavo.server.protocol import Protocol
 from octavo.server.text.tokenizer import Tokenizer
 
 from ..fakes.engine import ScriptedEngine
@@ -34,6 +36,35 @@ STREAMS = pytest.mark.parametrize("path", [COMPLETIONS, CHAT, RESPONSES])
 
 def slow(seconds: float = 0.01) -> FakeExecutor:
     return FakeExecutor(seconds_per_step=seconds)
+
+
+async def test_who_was_sent_away_leaves_nothing_to_the_garbage_collector() -> None:
+    """A flood of them kept it busy for two fifths of the event loop's time."""
+
+    def connections() -> int:
+        return sum(isinstance(thing, Protocol) for thing in gc.get_objects())
+
+    engine = ScriptedEngine(saying("a"))
+    engine.hold = asyncio.Event()
+    server = serve(engine=engine, max_queue_requests=1)
+    waiting = asyncio.create_task(server.post(COMPLETIONS, BODIES[COMPLETIONS]))
+    while not engine.requests:
+        await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        async with listening(server) as url:
+            for _ in range(10):
+                async with httpx.AsyncClient(base_url=url) as client:
+                    answer = await client.post(COMPLETIONS, json=BODIES[COMPLETIONS])
+                    assert answer.status_code == 429
+            async with asyncio.timeout(30):
+                while connections():
+                    await asyncio.sleep(0.01)  # between two looks at what is awaited
+    finally:
+        gc.enable()
+    engine.hold.set()
+    assert (await waiting).status_code == 200
 
 
 @EVERYWHERE
