@@ -85,6 +85,60 @@ def test_the_load_and_its_floor_are_those_that_are_published() -> None:
     assert least == pytest.approx(3.7, abs=0.15)
 
 
+def test_one_command_takes_less_than_25_minutes_and_a_block_no_more_than_8() -> None:
+    main, bench = module("__main__"), module("bench")
+    assert sum(main.BLOCKS.values()) < 25 * 60
+    assert max(main.BLOCKS.values()) <= 8 * 60
+    assert sum(part.seconds for part in bench.PARTS) <= main.BLOCKS["bench"] - main.SPARE
+
+
+def test_a_part_that_takes_longer_costs_the_last_ones_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, module_ = module("bench"), module("report")
+    done: list[str] = []
+    options = module_.Options(device="cpu", small=False, seconds=100.0)
+
+    def takes(name: str, seconds: float) -> None:
+        done.append(name)
+        object.__setattr__(options, "began", options.began - seconds)
+        if name == "b":
+            raise RuntimeError("of no use")
+
+    parts = (("a", 20.0, 30.0), ("b", 30.0, 30.0), ("c", 50.0, 0.0), ("d", 25.0, 0.0))
+    monkeypatch.setattr(
+        bench,
+        "PARTS",
+        [
+            bench.Part(name, least, lambda _, n=name, t=took: takes(n, t))
+            for name, least, took in parts
+        ],
+    )
+    monkeypatch.setattr(bench, "_Bench", lambda *_: SimpleNamespace(small="s", large="l"))
+    report = module_.Report(tmp_path / "found.json")
+    bench.run(options, report)
+    assert done == ["a", "b", "d"]
+    assert report.entries["b"]["failed"] == "RuntimeError: of no use"
+    assert "takes about 50 s" in report.entries["c"]["not_run"]
+
+
+def test_what_was_left_out_of_a_load_is_told(tmp_path: Path) -> None:
+    module_ = module("report")
+    report = module_.Report(tmp_path / "found.json")
+    report.figure("other", 3.0, "tokens/s", capped="64 of 256 requests")
+    entry = json.loads(report.path.read_text())["other"]
+    assert entry["capped"] == "64 of 256 requests"
+    assert module_.told(entry) == "3 tokens/s [64 of 256 requests]"
+
+
+def test_make_passes_the_block_on() -> None:
+    made = subprocess.run(
+        ["make", "-n", "-o", ".venv/.test-ready", "gpu-check", "BLOCK=steps", "ARGS=--device cpu"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert made.stdout.strip().endswith("-m tools.gpu_check --block steps --device cpu")
+
+
 def test_shapes_have_the_published_sizes() -> None:
     models = module("models")
     assert models.weight_bytes_read("qwen3-0.6b") == pytest.approx(1.19e9, rel=0.01)
@@ -197,6 +251,12 @@ def test_continuous_batching_is_asked_as_transformers_has_it(
     model.made = 3  # it logs what fails, and gives the rest
     with pytest.raises(RuntimeError, match="6 tokens of 16"):
         peers.continuous("tiny", load, options, report)
+    monkeypatch.setattr(peers, "_FEW", 1)
+    monkeypatch.setattr(peers, "_LONGEST", 8)
+    model.made = 8
+    peers.continuous("tiny", [([1], 30), ([2], 20)], options, report)
+    entry = report.entries["HF continuous batching, 2 requests, tiny"]
+    assert entry["capped"] == "answers of 8 tokens, of 25"
 
 
 def test_vllm_is_asked_in_an_interpreter_of_its_own(

@@ -27,7 +27,7 @@ BLOCKS = {
     "bench": 480,
     "server": 240,
 }  # seconds each may take: 24 min
-_SPARE = 15  # of them, for beginning and end
+SPARE = 15  # of them, for beginning and end
 
 
 def main(words: list[str]) -> int:
@@ -79,7 +79,7 @@ def alone(
     options = Options(
         device=device,
         small=device == "cpu",
-        seconds=BLOCKS[block] - _SPARE,
+        seconds=BLOCKS[block] - SPARE,
         vllm_python=vllm_python,
     )
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,35 +22,44 @@ Load = list[tuple[list[int], int]]
 """Prompts, and how many tokens are wanted of each."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of the block, or a few that need the same engine."""
+
+    name: str  # {small} and {large} are the models
+    seconds: float  # that it takes, its engine's start included, as estimated for an H200
+    work: Callable[[_Bench], None]
+
+
+# What decides most goals comes first. All together are to fit the block's time, as estimated; where
+# one takes longer, the last ones are not run.
+PARTS = (
+    Part("nano-vllm's load, {small}", 30, lambda b: b.nano(b.small)),
+    Part("loads of {large}", 85, lambda b: b.large_loads()),
+    Part("loads of {large}, fp8", 60, lambda b: b.large_loads(quantization="fp8")),
+    Part("--deterministic", 30, lambda b: b.nano(b.small, deterministic=True)),
+    Part("HF generate, {small}", 40, lambda b: b.peer(peers.generate, b.small, b.many)),
+    Part("HF continuous batching, {large}", 45, lambda b: b.peer(peers.continuous, b.large, b.few)),
+    Part(
+        "HF continuous batching, {small}", 35, lambda b: b.peer(peers.continuous, b.small, b.many)
+    ),
+    Part("loads of {large}, int4", 25, lambda b: b.single(quantization="int4")),
+    Part("HF generate, {large}", 40, lambda b: b.peer(peers.generate, b.large, b.many)),
+    Part("vLLM", 75, lambda b: b.peer(peers.vllm, b.small, b.many)),
+)
+
+
 def run(options: Options, report: Report) -> None:
-    """What decides most goals comes first; a part that no time is left for says so."""
-    nano = "tiny" if options.small else "qwen3-0.6b"
-    large = "tiny" if options.small else "llama-3.1-8b"
     with tempfile.TemporaryDirectory() as parent:
         bench = _Bench(Path(parent), options, report)
-        small_load = nano_load(options.small, SHAPES[nano]["vocab_size"])
-        few = few_load(options.small, SHAPES[large]["vocab_size"])
-        parts = (
-            (f"nano-vllm's load, {nano}", 40, partial(bench.nano, nano)),
-            (f"loads of {large}", 60, partial(bench.large, large)),
-            (f"loads of {large}, fp8", 50, partial(bench.large, large, quantization="fp8")),
-            ("--deterministic", 40, partial(bench.nano, nano, deterministic=True)),
-            (f"HF generate, {nano}", 60, partial(peers.generate, nano, small_load)),
-            (f"HF continuous batching, {large}", 60, partial(peers.continuous, large, few)),
-            (f"HF continuous batching, {nano}", 80, partial(peers.continuous, nano, small_load)),
-            ("vLLM", 120, partial(peers.vllm, nano, small_load)),
-            (f"loads of {large}, int4", 60, partial(bench.single, large, quantization="int4")),
-            (f"HF generate, {large}", 90, partial(peers.generate, large, small_load)),
-        )
-        for name, seconds, work in parts:
-            if name.startswith(("HF", "vLLM")):
-                work = partial(work, options, report)
-            report.attempt(name, partial(_in_time, options, seconds, work))
+        for part in PARTS:
+            name = part.name.format(small=bench.small, large=bench.large)
+            report.attempt(name, partial(_in_time, options, part, bench))
 
 
-def _in_time(options: Options, seconds: float, work: Any) -> None:
-    options.need(seconds)
-    work()
+def _in_time(options: Options, part: Part, bench: _Bench) -> None:
+    options.need(part.seconds)
+    part.work(bench)
 
 
 def nano_load(small: bool, vocab: int) -> Load:
@@ -90,6 +100,15 @@ class _Bench:
     def __init__(self, parent: Path, options: Options, report: Report) -> None:
         self._parent, self._options, self._report = parent, options, report
         self._ceilings = measure(torch.device(options.device), small=options.small)
+        self.small = "tiny" if options.small else "qwen3-0.6b"
+        self.large = "tiny" if options.small else "llama-3.1-8b"
+        self.many = nano_load(options.small, SHAPES[self.small]["vocab_size"])
+        self.few = few_load(options.small, SHAPES[self.large]["vocab_size"])
+
+    def peer(
+        self, measured: Callable[[str, Load, Options, Report], None], shape: str, load: Load
+    ) -> None:
+        measured(shape, load, self._options, self._report)
 
     def nano(self, shape: str, **settings: Any) -> None:
         load = nano_load(self._options.small, SHAPES[shape]["vocab_size"])
@@ -97,14 +116,14 @@ class _Bench:
             took = self._took(engine, load, temperature=0.6)
         self._told(f"nano-vllm's load, {shape}{_said(settings)}", shape, load, took)
 
-    def large(self, shape: str, **settings: Any) -> None:
+    def large_loads(self, **settings: Any) -> None:
         """One request alone, a few that are answered at length, ragged ones, and very many."""
-        small = self._options.small
+        shape, small = self.large, self._options.small
         count, length = (2, 20) if small else (256, 1000)
         vocab = SHAPES[shape]["vocab_size"]
         loads = {
             _alone_name(small): _alone(small, vocab),
-            "a few, answered at length": few_load(small, vocab),
+            "a few, answered at length": self.few,
             f"{count} requests of {length}/{length}": [
                 (prompt, length) for prompt in prompts(count, length, length, vocab=vocab)
             ],
@@ -116,8 +135,8 @@ class _Bench:
                 took = self._took(engine, load, temperature=0.0)
                 self._told(f"{name}, {shape}{_said(settings)}", shape, load, took)
 
-    def single(self, shape: str, **settings: Any) -> None:
-        small = self._options.small
+    def single(self, **settings: Any) -> None:
+        shape, small = self.large, self._options.small
         load = _alone(small, SHAPES[shape]["vocab_size"])
         with self._engine(shape, settings, sequences=1, length=2048) as engine:
             took = self._took(engine, load, temperature=0.0)

@@ -18,7 +18,9 @@ from .report import Missing, Options, Report
 
 Load = list[tuple[list[int], int]]
 
-_KNOWN_WELL = 45.0  # seconds, after which a rate is known well enough
+_KNOWN_WELL = 15.0  # seconds, after which a rate is known well enough
+_LONGEST = 256  # tokens of an answer of many that all are as long: their rate is known by then
+_FEW = 32  # requests whose answers are not cut: how they slow down with their length is the point
 
 # In an interpreter that has it, and perhaps not octavo: a program of its own.
 _VLLM = """
@@ -64,10 +66,13 @@ def generate(shape: str, load: Load, options: Options, report: Report) -> None:
         if made.shape[1] != longest + most:
             raise RuntimeError(f"it made {made.shape[1] - longest} tokens instead of {most}")
         useful += sum(tokens for _, tokens in some)
-        if time.perf_counter() - began > min(_KNOWN_WELL, options.left / 2):
+        done = min(begin + size, len(load))
+        if time.perf_counter() - began > _KNOWN_WELL:
             break
     took = time.perf_counter() - began
-    report.figure(f"HF generate, batches of {size}, {shape}", useful / took, "tokens/s")
+    capped = f"{done} of {len(load)} requests" if done < len(load) else ""
+    name = f"HF generate, batches of {size}, {shape}"
+    report.figure(name, useful / took, "tokens/s", capped=capped)
 
 
 def continuous(shape: str, load: Load, options: Options, report: Report) -> None:
@@ -79,7 +84,9 @@ def continuous(shape: str, load: Load, options: Options, report: Report) -> None
         raise Missing("this transformers has no generate_batch")
     from transformers import GenerationConfig
 
-    most = sum(tokens for _, tokens in load) // len(load)
+    whole = sum(tokens for _, tokens in load) // len(load)
+    most = whole if len(load) <= _FEW else min(whole, _LONGEST)
+    capped = f"answers of {most} tokens, of {whole}" if most < whole else ""
     wanted = {"max_new_tokens": most, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
     config = GenerationConfig.from_dict(wanted)
     began = time.perf_counter()
@@ -90,7 +97,7 @@ def continuous(shape: str, load: Load, options: Options, report: Report) -> None
     if tokens < 0.99 * most * len(load):
         raise RuntimeError(f"it made {tokens} tokens of {most * len(load)}")
     name = f"HF continuous batching, {len(load)} requests, {shape}"
-    report.figure(name, tokens / took, "tokens/s")
+    report.figure(name, tokens / took, "tokens/s", capped=capped)
 
 
 def vllm(shape: str, load: Load, options: Options, report: Report) -> None:

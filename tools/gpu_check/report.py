@@ -46,12 +46,22 @@ class Report:
     _under_way: int = 0  # attempts, one within the other
 
     def figure(
-        self, name: str, value: float, unit: str, *, share: float | None = None, of: str = ""
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        share: float | None = None,
+        of: str = "",
+        capped: str = "",
     ) -> None:
-        """A measured value. `share`: of the ceiling that `of` names."""
+        """A measured value. `share`: of the ceiling that `of` names. `capped`: what of the load was
+        left out, for time."""
         entry: dict[str, Any] = {"value": value, "unit": unit}
         if share is not None:
             entry |= {"share": share, "of": of}
+        if capped:
+            entry["capped"] = capped
         self._keep(name, entry)
 
     def check(self, name: str, passed: bool, told: str = "") -> None:
@@ -98,7 +108,9 @@ def told(entry: dict[str, Any]) -> str:
         verdict = "ok" if entry["passed"] else "WRONG"
         return f"{verdict} {entry['told']}".rstrip()
     text = f"{entry['value']:.4g} {entry['unit']}"
-    return f"{text} ({entry['share']:.2f} of {entry['of']})" if "share" in entry else text
+    if "share" in entry:
+        text += f" ({entry['share']:.2f} of {entry['of']})"
+    return f"{text} [{entry['capped']}]" if "capped" in entry else text
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
