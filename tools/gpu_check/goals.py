@@ -10,201 +10,85 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Goal:
     """`entry`: the figure that decides, of which `field` is compared. `over`: another figure that
     it is divided by. At least `goal`, unless `most`."""
 
     text: str
     block: str
-    entry: str
     goal: float
+    entry: str
     field: str = "value"
     over: str | None = None
-    most: bool = False
     made_by: tuple[str, ...] = ()  # the parts of the block that make these figures
+    most: bool = False
 
 
+_SMALL, _LARGE = "qwen3-0.6b", "llama-3.1-8b"
+_NANO = f"nano-vllm's load, {_SMALL}"
+_MANY = f"256 requests of 1000/1000, {_LARGE}"
+_ALONE = f"1 request of 128/128, {_LARGE}"
+_LOADS = f"loads of {_LARGE}"  # the part that makes these two, and more
+_GENERATE, _CONTINUOUS = "HF generate", "HF continuous batching"
+_FLASH = "attention against FlashAttention-3"
+_FLASHES = ("times: flash3",)
+_EXPOSED = f"{_LARGE}: exposed host time at"
+
+
+def _step(shape: str, batch: int) -> str:
+    return f"{shape}: a step of {batch} at 1000"
+
+
+# fmt: off
 GOALS = (
-    Goal(
-        text="nano-vllm's load, Qwen3-0.6B: share of the floor",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b",
-        field="share",
-        goal=0.60,
-    ),
-    Goal(
-        text="8B decode step at 1k, share of the floor, B=1",
-        block="steps",
-        entry="llama-3.1-8b: a step of 1 at 1000",
-        field="share",
-        goal=0.75,
-    ),
-    Goal(
-        text="8B decode step at 1k, share of the floor, B=32",
-        block="steps",
-        entry="llama-3.1-8b: a step of 32 at 1000",
-        field="share",
-        goal=0.70,
-    ),
-    Goal(
-        text="8B decode step at 1k, share of the floor, B=256",
-        block="steps",
-        entry="llama-3.1-8b: a step of 256 at 1000",
-        field="share",
-        goal=0.65,
-    ),
-    Goal(
-        text="0.6B decode step, B=1, ms",
-        block="steps",
-        entry="qwen3-0.6b: a step of 1 at 1000",
-        goal=1.0,
-        most=True,
-    ),
-    Goal(
-        text="0.6B decode step, B=32, ms",
-        block="steps",
-        entry="qwen3-0.6b: a step of 32 at 1000",
-        goal=2.0,
-        most=True,
-    ),
-    Goal(
-        text="0.6B decode step, B=256, ms",
-        block="steps",
-        entry="qwen3-0.6b: a step of 256 at 1000",
-        goal=10.5,
-        most=True,
-    ),
-    Goal(
-        text="8B prompt of 8192: share of the measured product",
-        block="steps",
-        entry="llama-3.1-8b: a prompt of 8192",
-        field="share",
-        goal=0.55,
-    ),
-    Goal(
-        text="decode attention against FlashAttention-3, B=32",
-        block="kernels",
-        entry="attention against FlashAttention-3, 32 decodes",
-        goal=0.90,
-        made_by=("times: flash3",),
-    ),
-    Goal(
-        text="decode attention against FlashAttention-3, B=256",
-        block="kernels",
-        entry="attention against FlashAttention-3, 256 decodes",
-        goal=0.90,
-        made_by=("times: flash3",),
-    ),
-    Goal(
-        text="prompt attention against FlashAttention-3",
-        block="kernels",
-        entry="attention against FlashAttention-3, a prompt of 8192",
-        goal=0.60,
-        made_by=("times: flash3",),
-    ),
-    Goal(
-        text="exposed host time of a decode step, 8B, B=32: share",
-        block="steps",
-        entry="llama-3.1-8b: exposed host time at 32",
-        goal=0.05,
-        most=True,
-    ),
-    Goal(
-        text="exposed host time of a decode step, 8B, B=1: ms",
-        block="steps",
-        entry="llama-3.1-8b: exposed host time at 1, ms",
-        goal=0.2,
-        most=True,
-        made_by=("llama-3.1-8b: exposed host time at 1",),
-    ),
-    Goal(
-        text="against HF generate, 0.6B, times",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b",
-        over="HF generate, batches of 64, qwen3-0.6b",
-        goal=10.0,
-        made_by=("HF generate, qwen3-0.6b",),
-    ),
-    Goal(
-        text="against HF generate, 8B, times",
-        block="bench",
-        entry="nano-vllm's load, llama-3.1-8b",
-        over="HF generate, batches of 64, llama-3.1-8b",
-        goal=6.0,
-        made_by=("loads of llama-3.1-8b", "HF generate, llama-3.1-8b"),
-    ),
-    Goal(
-        text="against HF continuous batching, 8B, 32 requests, times",
-        block="bench",
-        entry="a few, answered at length, llama-3.1-8b",
-        over="HF continuous batching, 32 requests, llama-3.1-8b",
-        goal=2.3,
-        made_by=("loads of llama-3.1-8b", "HF continuous batching, llama-3.1-8b"),
-    ),
-    Goal(
-        text="against HF continuous batching, 0.6B, times",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b",
-        over="HF continuous batching, 256 requests, qwen3-0.6b",
-        goal=2.3,
-        made_by=("HF continuous batching, qwen3-0.6b",),
-    ),
-    Goal(
-        text="against vLLM, same run, nano-vllm's load, times",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b",
-        over="vLLM, qwen3-0.6b",
-        goal=0.9,
-        made_by=("vLLM",),
-    ),
-    Goal(
-        text="nano-vllm's load: share of the floor, published of vLLM",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b",
-        field="share",
-        goal=0.56,
-    ),
-    Goal(
-        text="8B 1000/1000: share of the floor",
-        block="bench",
-        entry="256 requests of 1000/1000, llama-3.1-8b",
-        field="share",
-        goal=0.6,
-        made_by=("loads of llama-3.1-8b",),
-    ),
-    Goal(
-        text="server against offline throughput",
-        block="server",
-        entry="server against offline",
-        goal=0.9,
-        made_by=("server against offline", "a rate sweep"),
-    ),
-    Goal(
-        text="throughput with --deterministic, share of that without",
-        block="bench",
-        entry="nano-vllm's load, qwen3-0.6b, deterministic=True",
-        over="nano-vllm's load, qwen3-0.6b",
-        goal=0.75,
-        made_by=("--deterministic",),
-    ),
-    Goal(
-        text="FP8 against bfloat16, 8B 1000/1000, times",
-        block="bench",
-        entry="256 requests of 1000/1000, llama-3.1-8b, quantization=fp8",
-        over="256 requests of 1000/1000, llama-3.1-8b",
-        goal=1.35,
-        made_by=("loads of llama-3.1-8b, fp8", "loads of llama-3.1-8b"),
-    ),
-    Goal(
-        text="INT4 against bfloat16, 8B, B=1, times",
-        block="bench",
-        entry="1 request of 128/128, llama-3.1-8b, quantization=int4",
-        over="1 request of 128/128, llama-3.1-8b",
-        goal=1.7,
-        made_by=("loads of llama-3.1-8b, int4", "loads of llama-3.1-8b"),
-    ),
+    Goal("nano-vllm's load, Qwen3-0.6B: share of the floor", "bench", 0.60, _NANO, "share"),
+    *(Goal(f"8B decode step at 1k, share of the floor, B={batch}",
+           "steps", goal, _step(_LARGE, batch), "share")
+      for batch, goal in ((1, 0.75), (32, 0.70), (256, 0.65))),
+    *(Goal(f"0.6B decode step, B={batch}, ms", "steps", goal, _step(_SMALL, batch), most=True)
+      for batch, goal in ((1, 1.0), (32, 2.0), (256, 10.5))),
+    Goal("8B prompt of 8192: share of the measured product",
+         "steps", 0.55, f"{_LARGE}: a prompt of 8192", "share"),
+    *(Goal(f"decode attention against FlashAttention-3, B={batch}",
+           "kernels", 0.90, f"{_FLASH}, {batch} decodes", made_by=_FLASHES)
+      for batch in (32, 256)),
+    Goal("prompt attention against FlashAttention-3",
+         "kernels", 0.60, f"{_FLASH}, a prompt of 8192", made_by=_FLASHES),
+    Goal("exposed host time of a decode step, 8B, B=32: share",
+         "steps", 0.05, f"{_EXPOSED} 32", most=True),
+    Goal("exposed host time of a decode step, 8B, B=1: ms",
+         "steps", 0.2, f"{_EXPOSED} 1, ms", made_by=(f"{_EXPOSED} 1",), most=True),
+    Goal("against HF generate, 0.6B, times",
+         "bench", 10.0, _NANO, over=f"{_GENERATE}, batches of 64, {_SMALL}",
+         made_by=(f"{_GENERATE}, {_SMALL}",)),
+    Goal("against HF generate, 8B, times",
+         "bench", 6.0, f"nano-vllm's load, {_LARGE}", over=f"{_GENERATE}, batches of 64, {_LARGE}",
+         made_by=(_LOADS, f"{_GENERATE}, {_LARGE}")),
+    Goal("against HF continuous batching, 8B, 32 requests, times",
+         "bench", 2.3, f"a few, answered at length, {_LARGE}",
+         over=f"{_CONTINUOUS}, 32 requests, {_LARGE}",
+         made_by=(_LOADS, f"{_CONTINUOUS}, {_LARGE}")),
+    Goal("against HF continuous batching, 0.6B, times",
+         "bench", 2.3, _NANO, over=f"{_CONTINUOUS}, 256 requests, {_SMALL}",
+         made_by=(f"{_CONTINUOUS}, {_SMALL}",)),
+    Goal("against vLLM, same run, nano-vllm's load, times",
+         "bench", 0.9, _NANO, over=f"vLLM, {_SMALL}", made_by=("vLLM",)),
+    Goal("nano-vllm's load: share of the floor, published of vLLM", "bench", 0.56, _NANO, "share"),
+    Goal("8B 1000/1000: share of the floor", "bench", 0.6, _MANY, "share", made_by=(_LOADS,)),
+    Goal("server against offline throughput",
+         "server", 0.9, "server against offline",
+         made_by=("server against offline", "a rate sweep")),
+    Goal("throughput with --deterministic, share of that without",
+         "bench", 0.75, f"{_NANO}, deterministic=True", over=_NANO, made_by=("--deterministic",)),
+    Goal("FP8 against bfloat16, 8B 1000/1000, times",
+         "bench", 1.35, f"{_MANY}, quantization=fp8", over=_MANY,
+         made_by=(f"{_LOADS}, fp8", _LOADS)),
+    Goal("INT4 against bfloat16, 8B, B=1, times",
+         "bench", 1.7, f"{_ALONE}, quantization=int4", over=_ALONE,
+         made_by=(f"{_LOADS}, int4", _LOADS)),
 )
+# fmt: on
 
 
 def verdicts(blocks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
