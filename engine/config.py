@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_DRAFT = 15  # tokens: with the one before them a slice that is never cut in two
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -39,8 +41,17 @@ class EngineConfig:
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap
     overlap: str = "auto"  # auto | on | off: the next step is planned while one computes
+    speculative: str = "none"  # or "ngram": who guesses tokens that are verified together
+    num_speculative_tokens: int = 8  # 1 .. LONGEST_DRAFT, of a draft at most
+    prompt_lookup_min: int = 3  # tokens that are looked for in what was said, at least ...
+    prompt_lookup_max: int = 5  # ... and at most
     # What is to go wrong on purpose, in tests only (engine/faults/fault.py).
     test_fault: tuple[str, ...] = ()
     threads: int | None = None  # None: as many as there are cores, or one less
     pin_threads: bool = False  # tie each computing thread to a core of its own
     cpu_kernels: str = "auto"  # auto | reference | avx2 | avx512 | avx512_bf16
+
+    @property
+    def longest_draft(self) -> int:
+        """Tokens of a draft at most; 0: nothing is guessed."""
+        return 0 if self.speculative == "none" else self.num_speculative_tokens

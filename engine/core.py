@@ -17,6 +17,8 @@ What a step ahead means, and where it is seen to:
   prompts, hidden states and beams are read when they are computed: such a step overlaps less.
 - An end by length is known beforehand and costs nothing. One that is a surprise (end of sequence, a
   stop string, a client that leaves) costs one token that nobody sees.
+- Drafts are made of known tokens, and nothing is planned ahead of a draft's verdict. Where one is
+  proposed and the next step is on its way already, that step's own proposal is taken.
 - Blocks are found as prefixes when the step that wrote them has been committed, and free when the
   last one that names them has; so are the worker's rows. Whoever is preempted in flight keeps what
   that step samples. Swaps and copies begin when the step before cannot fail any more: when it has

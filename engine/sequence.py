@@ -25,8 +25,10 @@ class Sequence:
     """One history of tokens and how much of it has been computed.
 
     `token_ids` holds the ids that are really known. `promised` counts tokens that plans in flight
-    will yield: they are known to exist, their ids are not (one step of overlap). `computed`
-    counts positions whose KV cells exist or are being written by a plan in flight. The block
+    will yield: they are known to exist, their ids are not (one step of overlap). `draft` are
+    guesses of what follows the known ones, for the next plan. `computed`
+    counts positions whose KV cells exist or are being written by a plan in flight, for a draft's
+    tokens (`drafted`) too: those that turn out to be wrong are taken off again. The block
     table covers exactly the computed positions. While swapped out, its entry i is `NOWHERE` where
     `host_table[i]` names a host block, and the other way round where the block was shared.
     """
@@ -39,7 +41,9 @@ class Sequence:
     end: int  # positions to compute at most; the last token of a sequence never needs computing
     index: int = 0  # choice index
     promised: int = 0
+    draft: tuple[int, ...] = ()
     computed: int = 0
+    drafted: int = 0  # the last so many of the computed positions are guesses in flight
     in_flight: int = 0  # plans in flight that have a slice of it
     overtaken: int = 0  # plans in flight whose token came with those of a plan before (forced ones)
     stepwise: bool = False  # its next step may yield several tokens: nothing is planned ahead of it
@@ -72,8 +76,9 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens known but not computed: the only quantity the scheduler needs."""
-        return min(len(self.token_ids) + self.promised, self.end) - self.computed
+        """Tokens known or guessed but not computed: the only quantity the scheduler needs."""
+        known = len(self.token_ids) + self.promised + len(self.draft)
+        return min(known, self.end) - self.computed
 
     @property
     def output_length(self) -> int:

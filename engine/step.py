@@ -65,6 +65,10 @@ class Slice(NamedTuple):
     `token_ids` are ids appended to the sequence since the compute wing last heard of it; usually
     empty, because the compute wing has the history and keeps what it samples itself.
     `blocks` replace the sequence's block table from entry `first_block` on.
+
+    `draft` are guesses of what follows the known tokens, the last of the `count`: they are computed
+    as if they were right, and those that are drawn where they stand are accepted (Leviathan et al.
+    2023). They form a chain. Sampling is the verification of an empty draft.
     """
 
     sequence: int
@@ -76,6 +80,7 @@ class Slice(NamedTuple):
     blocks: tuple[int, ...] = ()
     history: History | None = None
     adapter: str | None = None
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,7 @@ class SliceResult(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     embedding: tuple[float, ...] = ()  # one hidden state, or a sum of them, where asked for
     error: str | None = None
+    draft: tuple[int, ...] = ()  # proposed to follow the last of `token_ids`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +209,9 @@ class StepStats:
     blocks_swapped_in: int = 0  # counter
     blocks_copied: int = 0  # copy-on-write, counter
     audit_failures: int = 0  # block accounting mismatches, counter
+    drafts: int = 0  # verified, counter
+    draft_tokens: int = 0  # of these, counter
+    drafts_accepted: tuple[int, ...] = ()  # of how many the i-th token was accepted, counters
     token_seconds: float = 0.0  # what one more prompt token costs, as fitted to past steps
     tokens_computed: int = 0  # by this step
     sequences_computed: int = 0  # by this step

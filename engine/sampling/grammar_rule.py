@@ -37,6 +37,7 @@ class GrammarRule:
     """
 
     reads_history = True
+    depends_on_output = True
 
     def __init__(
         self, vocab_size: int, compiler: GrammarCompiler, allow_only: AllowOnly, *, threads: int = 1

@@ -57,9 +57,11 @@ class Shaping:
 
 class LogitsRule(Protocol):
     """One way to change logits. `reads_history`: whether it needs the last tokens that have been
-    said on the host, where a sequence that runs ahead has them later."""
+    said on the host, where a sequence that runs ahead has them later. `depends_on_output`: whether
+    it depends on them at all, so that nothing can be drawn behind a guess."""
 
     reads_history: bool
+    depends_on_output: bool
 
     def needs(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters is touched at all."""
@@ -82,6 +84,7 @@ class AllowedTokens:
     """`allowed_token_ids`: nothing else may be said."""
 
     reads_history = False
+    depends_on_output = False
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -102,6 +105,7 @@ class BadTokens:
     """`bad_words_ids` of one token each, never to be said: nobody waits for what has been."""
 
     reads_history = False
+    depends_on_output = False
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -124,6 +128,7 @@ class BadWords:
     The draw waits for the token before it to reach the host."""
 
     reads_history = True
+    depends_on_output = True
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -157,6 +162,7 @@ class MinimumLength:
     """`min_tokens`: until reached, neither end-of-sequence nor stop ids may be said."""
 
     reads_history = False
+    depends_on_output = True
 
     def __init__(self, vocab_size: int, stop_ids: Sequence[int]) -> None:
         self._vocab_size = vocab_size
@@ -182,6 +188,7 @@ class LogitBias:
     """`logit_bias`: numbers added to chosen tokens' logits."""
 
     reads_history = False
+    depends_on_output = False
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size

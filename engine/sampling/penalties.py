@@ -30,6 +30,7 @@ class Penalties:
     """
 
     reads_history = False
+    depends_on_output = True
 
     def __init__(self, vocab_size: int, ops: Ops, *, rows: int = 0) -> None:
         self._vocab_size = vocab_size

@@ -3,7 +3,8 @@
 There is no generator to save. Which token a sequence gets depends on its own logits, parameters,
 seed and position, bitwise, whatever else is in the batch; so batching, preemption, swapping and
 restart cannot change it. Nor can speculation: a draft is right exactly when it equals the token
-that is drawn here.
+that is drawn here. Several tokens of a sequence are drawn at once where what may be said depends on
+nothing that has been said (`foreseeable`).
 
 In order: log-probabilities are read from the model's own logits; the rules of `logits.py` shape
 them; then temperature, min-p, top-k and top-p narrow the choice, and one token is drawn. A step
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,7 +53,8 @@ _ROW = np.dtype(
         ("prompt_logprobs", np.int64),  # the same for prompt tokens
         ("candidates", np.int64),  # continuations to name for beam search
         ("shaped", np.bool_),  # whether any rule applies
-        ("bound", np.bool_),  # whether a rule applies that depends on what has been said
+        ("bound", np.bool_),  # whether a rule applies that reads what has been said
+        ("foreseeable", np.bool_),  # whether none applies that depends on it
         ("plain", np.bool_),  # whether a token is wanted and nothing else, of all that there are
     ]
 )
@@ -78,6 +80,7 @@ class Settled:
     asked: Rows  # rows of logits whose log-probabilities are asked for
     shapings: tuple[Shaping, ...] = ()
     failures: dict[int, str]  # by row of logits: what its grammar is at fault for
+    verifies: bool = False  # drafts: the last two of the arrays are what `ops.Verify` takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Sampled:
     token_ids: list[int]  # meaningless where there is an error
     logprobs: dict[int, TokenLogprobs]  # by row of logits, where asked for
     errors: dict[int, str]  # by row of logits
+    accepted: list[int]  # guesses of each sequence that are right; empty where there were no drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +102,14 @@ class Drawn:
     asked: Rows  # rows of logits whose log-probabilities are asked for
     counts: npt.NDArray[np.int64]  # likeliest tokens to name of each of these
     failures: dict[int, str]  # as `Settled.failures`
+    verified: bool = False  # the last of the tensors says how many guesses are right
 
     def read(self, arrays: Sequence[npt.NDArray[Any]]) -> Sampled:
         """From the values of `tensors`."""
+        accepted: list[int] = []
+        if self.verified:
+            *arrays, right = arrays
+            accepted = right.tolist()
         outcomes = arrays[0]
         errors = {
             row: self.failures.get(row) or FAILURES[int(outcomes[row])]
@@ -110,7 +119,9 @@ class Drawn:
         if len(self.asked):
             named = token_logprobs(arrays[1:], self.counts)
             logprobs = dict(zip(self.asked.tolist(), named, strict=True))
-        return Sampled(token_ids=outcomes.tolist(), logprobs=logprobs, errors=errors)
+        return Sampled(
+            token_ids=outcomes.tolist(), logprobs=logprobs, errors=errors, accepted=accepted
+        )
 
 
 class Sampler:
@@ -177,12 +188,17 @@ class Sampler:
             min(2 * params.beam_width, self._vocab_size),
             any(needs),
             any(n and rule.reads_history for n, rule in zip(needs, self._rules, strict=True)),
+            not any(n and r.depends_on_output for n, r in zip(needs, self._rules, strict=True)),
             params.logprobs is None and not any(needs) and not (temperature > 0 and narrows),
         )
 
     def reads_history(self, rows: Rows) -> bool:
         """Whether what may be said in any of these rows depends on what has been said."""
         return bool(self._rows["bound"][rows].any())
+
+    def foreseeable(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Of which rows several tokens may be drawn at once."""
+        return self._rows["foreseeable"][rows]
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether `admit` would not wait; begins to prepare what is missing. From any thread."""
@@ -204,12 +220,30 @@ class Sampler:
             }
         return {i: run for i, run in runs.items() if run}
 
-    def settle(self, rows: Rows, histories: Histories) -> Settled:
+    def settle(
+        self, rows: Rows, histories: Histories, drafts: Sequence[tuple[int, ...]] = ()
+    ) -> Settled:
         """What the next token of each sequence is drawn by, in the order of their logits; the
         position drawn for is the length of its history. To be drawn in the order of the calls, or
-        never."""
+        never.
+
+        With `drafts`, one for each sequence that may be empty, also what follows each guess if all
+        before it are right: of sequences that are `foreseeable`.
+        """
+        if not drafts:
+            return self._settle(rows, histories.lengths[rows], histories)
+        counts = np.array([len(draft) + 1 for draft in drafts])
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        behind = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        each = np.repeat(rows, counts)
+        settled = self._settle(each, histories.lengths[each] + behind, histories)
+        guesses = np.array([token for draft in drafts for token in (0, *draft)], dtype=np.int64)
+        arrays = (*settled.arrays, guesses, offsets.astype(np.int32))
+        return replace(settled, arrays=arrays, verifies=True)
+
+    def _settle(self, rows: Rows, positions: Rows, histories: Histories) -> Settled:
         with self._lock:
-            state, positions = self._rows[rows], histories.lengths[rows]
+            state = self._rows[rows]
             numbers = self._drawer.numbers(state, positions)
             if state["plain"].all():
                 none = np.zeros(0, np.int64)
@@ -226,13 +260,21 @@ class Sampler:
             )
 
     def draw(self, logits: Tensor, settled: Settled, sent: Sequence[Tensor]) -> Drawn:
-        """Draw the next token of each sequence.
+        """Draw the next token of each sequence, and see which guesses are right.
 
         Args:
             logits: float32 [rows, vocab]; changed in place.
             settled: what is drawn.
             sent: its arrays, on the device.
         """
+        if not settled.verifies:
+            return self._draw(logits, settled, sent)
+        *sent, guesses, offsets = sent
+        drawn = self._draw(logits, settled, sent)
+        accepted, _, _ = self._ops.verify(guesses, drawn.token_ids, offsets)
+        return replace(drawn, tensors=(*drawn.tensors, accepted), verified=True)
+
+    def _draw(self, logits: Tensor, settled: Settled, sent: Sequence[Tensor]) -> Drawn:
         if settled.plain:
             drawn = None if self._draws is None else self._draws(logits, *sent)
             chosen, outcomes = drawn or plain_draw(self._ops, logits, *sent)

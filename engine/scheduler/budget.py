@@ -4,11 +4,13 @@ Tokens are one limit. Time is the other, where somebody waits for the next token
 a prompt adds to the step, every stream waits for. So prompts are cut to what is left of the
 inter-token target once the streams' own tokens are paid for, and to `_LEAST_SHARE` of it where the
 streams alone take longer: prompts must come to an end, too.
+
+Drafts are part of their streams, and get what is left of the tokens once each that runs has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from ..sequence import Sequence
 from .step_time import StepTime
@@ -20,15 +22,18 @@ class StepBudget:
     """What is left of one step. `target` is in seconds, 0 for no limit of time."""
 
     def __init__(
-        self, tokens: int, *, target: float, running: Iterable[Sequence], time: StepTime
+        self, tokens: int, *, target: float, running: Collection[Sequence], time: StepTime
     ) -> None:
         self.tokens = tokens
         self._time = time
         self._seconds: float | None = None  # left for prompts; None: no limit
         self._prompts = 0  # that have been served
-        contexts = [s.computed + 1 for s in running if s.pending == 1] if target > 0 else []
-        if contexts:
-            spare = target - time.predict_decoding(contexts)
+        self._guesses = max(0, tokens - len(running))  # tokens left for drafts
+        streams = []
+        if target > 0:
+            streams = [(s.computed, s.pending) for s in running if s.pending - len(s.draft) == 1]
+        if streams:
+            spare = target - time.predict_decoding(streams)
             self._seconds = max(spare, _LEAST_SHARE * target)
 
     def __bool__(self) -> bool:
@@ -43,6 +48,8 @@ class StepBudget:
     def grant(self, sequence: Sequence) -> int:
         """How many of its pending tokens a sequence may compute; 0 when it must wait."""
         count = min(sequence.pending, self.tokens)
+        if sequence.draft:
+            return min(count, 1 + self._guesses)
         if count <= 1 or self._seconds is None:
             return count
         if not self.takes_prompts:
@@ -52,6 +59,8 @@ class StepBudget:
     def spend(self, sequence: Sequence, count: int) -> None:
         """The step will compute the next `count` pending tokens of a sequence."""
         self.tokens -= count
-        if count > 1 and self._seconds is not None:
+        if sequence.draft:
+            self._guesses -= count - 1
+        elif count > 1 and self._seconds is not None:
             self._seconds -= self._time.price(sequence.computed, count)
             self._prompts += 1

@@ -10,6 +10,7 @@ from ..executor.base import Capacity
 from ..params import FinishReason, Request
 from ..sequence import NOWHERE, Sequence, Status
 from .beam import BeamSearch
+from .drafts import Drafts
 from .policy import Policy
 from .pool import PoolSearch
 from .preemption import Preemption
@@ -31,6 +32,7 @@ class Roster:
         blocks: BlockManager,
         policy: Policy,
         preemption: Preemption,
+        drafts: Drafts,
         places: int,
         capacity: Capacity,
     ) -> None:
@@ -43,6 +45,7 @@ class Roster:
         self._blocks = blocks
         self._policy = policy
         self._preemption = preemption
+        self._drafts = drafts
         self._most = places
         self._capacity = capacity
         self._ordered = True
@@ -131,6 +134,7 @@ class Roster:
 
     def preempt(self, victim: Sequence) -> None:
         """Take the blocks of a running sequence; it waits again, or is swapped out."""
+        self._drafts.give_up(victim)
         self._preemption.apply(victim)
         self.running.remove(victim)
         self.waiting[victim.id] = victim

@@ -3,7 +3,8 @@
 There is no phase: every sequence has some tokens pending, a step has a budget of tokens, and
 whoever runs is served before whoever waits. A long prompt is chunked because the budget ends, and
 decoding is the case of one pending token. A plan may be made while earlier ones are in flight:
-`computed` advances when a plan is made, and a token that a plan will yield is `promised`.
+`computed` advances when a plan is made, and a token that a plan will yield is `promised`. Verifying
+a draft is the case of one pending token and some guesses behind it (drafts.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..step import (
 )
 from .audits import Audits
 from .budget import StepBudget
+from .drafts import Drafts
 from .policy import policy_named
 from .preemption import Preemption
 from .roster import Roster
@@ -59,10 +61,12 @@ class Scheduler:
             prefix_caching=config.prefix_caching,
         )
         self._preemption = Preemption(config.preemption, capacity, self._blocks)
+        self._drafts = Drafts(self._blocks)
         self._roster = Roster(
             blocks=self._blocks,
             policy=policy_named(config.scheduling_policy),
             preemption=self._preemption,
+            drafts=self._drafts,
             places=config.max_num_seqs or capacity.max_num_seqs,
             capacity=capacity,
         )
@@ -129,6 +133,9 @@ class Scheduler:
             count = budget.grant(sequence)
             if count <= 0 or (sequence.promised and sequence.stepwise):
                 continue
+            if sequence.draft and self._blocks.shortage(sequence, count) > 0:
+                sequence.draft = ()  # nobody gives way to a guess
+                count = budget.grant(sequence)
             while not self._blocks.reserve(sequence, count):
                 shortage = self._blocks.shortage(sequence, count)
                 if self._blocks.behind_fence - awaited >= shortage:
@@ -186,14 +193,19 @@ class Scheduler:
             )
             error = result.error
             if piece.wants in SAMPLES:
-                error = error or _take_promised(sequence, result)
+                error = error or _take_promised(sequence, piece, result)
+                if piece.draft:
+                    self._drafts.settle(sequence, piece, result)
             search = self._roster.search(sequence)
             if error is not None:
                 deltas += search.fail(sequence, error, now)
                 continue
             if sequence.status is Status.RUNNING:
-                self._blocks.publish(sequence, piece.start + piece.count)
+                # What was accepted of a draft is published with the next token.
+                self._blocks.publish(sequence, piece.start + piece.count - len(piece.draft))
             deltas += search.advance(sequence, piece, result, now)
+            if result.draft:
+                self._drafts.propose(sequence, result.draft)
         self._audits.make(self._step)
         return deltas
 
@@ -248,6 +260,9 @@ class Scheduler:
             blocks_swapped_in=usage.blocks_swapped_in,
             blocks_copied=usage.blocks_copied,
             audit_failures=self._audits.failures,
+            drafts=self._drafts.made,
+            draft_tokens=self._drafts.tokens,
+            drafts_accepted=tuple(self._drafts.accepted),
             token_seconds=self.step_time.token_seconds,
         )
 
@@ -260,6 +275,8 @@ class Scheduler:
             assert sequence.in_flight == named, sequence
             assert min(sequence.promised, sequence.overtaken) >= 0, sequence
             assert sequence.promised + sequence.overtaken <= sequence.in_flight, sequence
+            assert 0 <= sequence.drafted <= sequence.promised * sequence.computed, sequence
+            assert not (sequence.draft and sequence.in_flight), sequence
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -290,12 +307,13 @@ class Scheduler:
         self._audits.make(self._step)  # before what it computed is believed
 
 
-def _take_promised(sequence: Sequence, result: SliceResult) -> str | None:
+def _take_promised(sequence: Sequence, piece: Slice, result: SliceResult) -> str | None:
     """The oldest plan that promised a token of the sequence is committed; returns an error if it
     gave none.
 
     Where it gave several, because some were forced, those of the plans in flight are known with
-    them. Steps like this come in rows: the next is not planned before its tokens are there.
+    them. Steps like this come in rows: the next is not planned before its tokens are there. Nor is
+    it where a draft is proposed: it may be right.
     """
     if sequence.overtaken:
         sequence.overtaken -= 1
@@ -305,5 +323,6 @@ def _take_promised(sequence: Sequence, result: SliceResult) -> str | None:
     if early > 0:
         sequence.promised -= early
         sequence.overtaken += early
-    sequence.stepwise = len(result.token_ids) > 1
+    forced = len(result.token_ids) > 1 and not piece.draft
+    sequence.stepwise = forced or bool(result.draft)
     return None if result.token_ids else "the executor gave no token for this sequence"

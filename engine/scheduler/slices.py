@@ -16,12 +16,17 @@ SAMPLES = (Wants.TOKEN, Wants.TOKEN | Wants.PROMPT_LOGPROBS)
 def next_slice(sequence: Sequence, count: int) -> Slice:
     """The slice of the next `count` pending tokens, whose blocks are in the table already.
 
-    They count as computed from here on, and a token that is to be sampled as promised.
+    They count as computed from here on, and a token that is to be sampled as promised: of a draft
+    nothing but what follows the known tokens is sure to come.
     """
     start = sequence.computed
     stop = start + count
     wants = sequence.gathering
-    if stop == sequence.known < sequence.limit:
+    draft: tuple[int, ...] = ()
+    if sequence.draft:
+        draft, sequence.draft = sequence.draft[: stop - sequence.known], ()
+        sequence.drafted = len(draft)
+    if stop - len(draft) == sequence.known < sequence.limit:
         wants = sequence.yields | wants if wants else sequence.yields  # rarely: `|` is slow
         if sequence.yields is Wants.TOKEN:
             sequence.promised += 1
@@ -41,6 +46,7 @@ def next_slice(sequence: Sequence, count: int) -> Slice:
         blocks=tuple(table[told:]) if told < len(table) else (),
         history=history,
         adapter=sequence.request.adapter,
+        draft=draft,
     )
 
 

@@ -10,7 +10,7 @@ they were.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from math import sqrt
 
 from ..step import Slice, StepPlan
@@ -40,10 +40,12 @@ class StepTime:
         """Seconds that computing the plan will take."""
         return self._cost(*_features(plan.slices))
 
-    def predict_decoding(self, contexts: Iterable[int]) -> float:
-        """Seconds of a step that computes one token for each of these context lengths."""
-        lengths = list(contexts)
-        return self._cost(1.0, len(lengths), len(lengths), sum(lengths))
+    def predict_decoding(self, streams: Collection[tuple[int, int]]) -> float:
+        """Seconds of a step that computes, for each of these, so many tokens from a position on
+        (start, count)."""
+        tokens = sum([count for _, count in streams])
+        pairs = sum([_pairs(start, count) for start, count in streams])
+        return self._cost(1.0, len(streams), tokens, pairs)
 
     def price(self, start: int, count: int) -> float:
         """Seconds that `count` tokens of a sequence, from position `start` on, add to a step."""

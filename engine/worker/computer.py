@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ..kv_cache import KVCache
 from ..models.base import Model
 from ..params import SamplingParams
 from ..sampling.sampler import Drawn, Sampled, Sampler, Settled
+from ..speculative.base import Proposer
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
 from ..transfer import Array, Transfer, beside
 from .gathering import LACKING, Work, gather
@@ -31,9 +33,9 @@ _SCORING_BYTES = 32 << 20  # logits of prompt tokens that exist at a time
 class Chosen:
     """What the slices of a step yielded, by index of the slice."""
 
-    token_ids: dict[int, int] = field(default_factory=dict)
-    forced: dict[int, tuple[int, ...]] = field(default_factory=dict)  # what must follow these
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    token_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    drafts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     candidates: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     embeddings: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -41,8 +43,8 @@ class Chosen:
 
     @property
     def beside_tokens(self) -> bool:
-        """Whether any slice yielded something else than one token or none."""
-        more = self.forced or self.logprobs or self.candidates or self.prompt_logprobs
+        """Whether any slice yielded something else than tokens."""
+        more = self.drafts or self.logprobs or self.candidates or self.prompt_logprobs
         return bool(more or self.embeddings or self.errors)
 
 
@@ -53,7 +55,7 @@ class Launched:
     given: Sequence[Slice]
     work: Work
     sent: Sent | None = None  # what the device needs of it; None: of nothing
-    computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of `work.sampling`
+    computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of all draws
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     arrived: list[Array] | None = None  # what was drawn, on the host
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
@@ -87,8 +89,10 @@ class Computer:
         transfer: Transfer,
         stream: Stream,
         forwards: Forwards | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
-        """`forwards`: how batches are computed; None: by `model`, kernel by kernel."""
+        """`forwards`: how batches are computed; None: by `model`, kernel by kernel. `proposer`: who
+        drafts; None: nobody."""
         self._model = model
         self._kv = kv
         self._sampler = sampler
@@ -97,6 +101,7 @@ class Computer:
         self._transfer = transfer
         self._stream = stream
         self._forwards = forwards or Eager(model, kv)
+        self._proposer = proposer
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters would not keep a step waiting; begins to
@@ -165,6 +170,8 @@ class Computer:
         for part, row in zip(work.slices, work.rows.tolist(), strict=True):
             if part.history is not None:
                 self._sampler.admit(row, part.history.params, part.history.seed)
+                if self._proposer is not None:
+                    self._proposer.admit(row)
         return work
 
     def _waits(self, work: Work) -> bool:
@@ -182,7 +189,11 @@ class Computer:
         at = work.sampling
         launched.drawing = at[self._table.lengths[work.rows[at]] == work.contexts[at]]
         rows, lengths = work.rows[launched.drawing], work.contexts[launched.drawing]
-        return self._sampler.settle(rows, self._table.as_of(rows, lengths))
+        histories = self._table.as_of(rows, lengths)
+        if work.guesses is None:
+            return self._sampler.settle(rows, histories)
+        drafts = [work.slices[i].draft for i in launched.drawing.tolist()]
+        return self._sampler.settle(rows, histories, drafts)
 
     def _give_to_sampler(
         self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
@@ -192,8 +203,14 @@ class Computer:
 
     def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
         at = launched.drawing.tolist()
-        chosen.token_ids.update(zip(at, sampled.token_ids, strict=True))
-        chosen.logprobs.update({at[i]: named for i, named in sampled.logprobs.items()})
+        if sampled.accepted:
+            begin = 0
+            for i, right in zip(at, sampled.accepted, strict=True):
+                _accept(i, range(begin, begin + right + 1), sampled, chosen)
+                begin += 1 + len(launched.work.slices[i].draft)
+            return
+        chosen.token_ids.update(zip(at, zip(sampled.token_ids, strict=True), strict=True))
+        chosen.logprobs.update({at[i]: (named,) for i, named in sampled.logprobs.items()})
         chosen.errors.update({at[i]: error for i, error in sampled.errors.items()})
 
     def _keep(self, launched: Launched, chosen: Chosen) -> None:
@@ -208,11 +225,29 @@ class Computer:
             fine = np.array([i not in chosen.errors for i in drawing.tolist()], dtype=np.bool_)
             self._table.break_promise(work.rows[drawing[~fine]])
             drawing = drawing[fine]
+        one = drawing  # that had nothing but a token to yield
+        if work.guesses is not None:
+            guessed = work.guesses[drawing] > 0
+            one = drawing[~guessed]
+            for i in drawing[guessed].tolist():
+                self._table.accept(int(work.rows[i]), chosen.token_ids[i])
+        tokens = np.array([chosen.token_ids[i][0] for i in one.tolist()], dtype=np.int64)
+        self._table.append(work.rows[one], tokens)
         at, rows = drawing.tolist(), work.rows[drawing]
-        self._table.append(rows, np.array([chosen.token_ids[i] for i in at], dtype=np.int64))
         # Nothing has been promised meanwhile to whom a grammar binds.
         for i, run in self._sampler.forced(rows, self._table).items():
-            chosen.forced[at[i]] = self._table.extend(int(rows[i]), run)
+            chosen.token_ids[at[i]] += self._table.extend(int(rows[i]), run)
+        if self._proposer is not None:
+            self._propose(self._proposer, work, drawing, chosen)
+
+    def _propose(self, proposer: Proposer, work: Work, drawing: Integers, chosen: Chosen) -> None:
+        """What these slices' sequences may say next, where several tokens can be drawn at once."""
+        for i in drawing[self._sampler.foreseeable(work.rows[drawing])].tolist():
+            row, said = int(work.rows[i]), len(chosen.token_ids[i])
+            known = self._table.token_ids[row, : int(work.contexts[i]) + said]
+            accepted = said - 1 if work.slices[i].draft else None
+            if draft := proposer.propose(row, known, accepted):
+                chosen.drafts[i] = draft
 
     # --- on the stream -------------------------------------------------------------------------
 
@@ -226,8 +261,8 @@ class Computer:
         hidden, logits = self._forwards(sent.batch())
         chosen = Chosen()
         if beams is not None:
-            self._search(work, logits[len(work.sampling) :], beams, chosen)
-            logits = logits[: len(work.sampling)]
+            self._search(work, logits[len(work.layout.draws) :], beams, chosen)
+            logits = logits[: len(work.layout.draws)]
         for at in work.scoring.tolist():
             self._score(work, at, hidden, chosen)
         if len(work.pooling):
@@ -240,13 +275,14 @@ class Computer:
     def _draw(
         self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
     ) -> tuple[Drawn, Callable[[], list[Array]]]:
-        """Draw, remember the tokens for the next step, and begin to bring them to the host."""
+        """Draw, and see which guesses are right; remember the tokens for the next step, and begin
+        to bring them to the host."""
         assert launched.computed is not None and launched.sent is not None
         logits, _ = launched.computed()
         work, drawing = launched.work, launched.drawing
         targets = launched.sent.targets
         if len(drawing) < len(work.sampling):
-            kept = np.flatnonzero(np.isin(work.sampling, drawing))
+            kept = np.flatnonzero(np.isin(work.layout.draws, drawing))
             (place,) = self._transfer.send(kept)
             logits, targets = logits[place], targets[place]
         drawn = self._sampler.draw(logits, settled, sent)
@@ -285,10 +321,7 @@ def _results(slices: Sequence[Slice], work: Work, chosen: Chosen) -> list[SliceR
     """In the order of the slices."""
     if not (work.failed or chosen.beside_tokens):  # a quick way for most steps
         tokens = chosen.token_ids
-        return [
-            SliceResult(part.sequence, (tokens[at],) if at in tokens else ())
-            for at, part in enumerate(slices)
-        ]
+        return [SliceResult(part.sequence, tokens.get(at, ())) for at, part in enumerate(slices)]
     by_sequence = {
         sequence: SliceResult(sequence=sequence, error=error)
         for sequence, error in work.failed.items()
@@ -301,13 +334,23 @@ def _results(slices: Sequence[Slice], work: Work, chosen: Chosen) -> list[SliceR
 def _result(at: int, sequence: int, chosen: Chosen) -> SliceResult:
     if at in chosen.errors:
         return SliceResult(sequence=sequence, error=chosen.errors[at])
-    token = chosen.token_ids.get(at)
-    token_ids = () if token is None else (token, *chosen.forced.get(at, ()))
     return SliceResult(
         sequence=sequence,
-        token_ids=token_ids,
-        logprobs=(chosen.logprobs[at],) if at in chosen.logprobs else (),
+        token_ids=chosen.token_ids.get(at, ()),
+        logprobs=chosen.logprobs.get(at, ()),
         candidates=chosen.candidates.get(at, ()),
         prompt_logprobs=chosen.prompt_logprobs.get(at, ()),
         embedding=chosen.embeddings.get(at, ()),
+        draft=chosen.drafts.get(at, ()),
     )
+
+
+def _accept(at: int, draws: range, sampled: Sampled, chosen: Chosen) -> None:
+    """The accepted draws of a slice. Where one of them went wrong, those before it are good: it is
+    drawn once more in the next step, which has nothing before it."""
+    good = list(takewhile(lambda i: i not in sampled.errors, draws))
+    if not good:
+        chosen.errors[at] = sampled.errors[draws[0]]
+    chosen.token_ids[at] = tuple([sampled.token_ids[i] for i in good])
+    if good and good[0] in sampled.logprobs:
+        chosen.logprobs[at] = tuple([sampled.logprobs[i] for i in good])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,14 +26,17 @@ LACKING = "an earlier step, which was to yield its last token, failed"
 class Work:
     """Those of some slices that can be computed, laid out one after the other.
 
-    The batch's `logits_rows` are of the slices in `sampling`, then of those in `searching`.
+    A slice that wants a token draws one behind its last known token, and one behind each guess. The
+    batch's `logits_rows` are of these draws, then of the slices in `searching`.
     """
 
     slices: tuple[Slice, ...]
     rows: Integers  # [slices] rows of the sequence table
     counts: Integers  # [slices] tokens of each
-    contexts: Integers  # [slices] computed tokens and this step's: the position a token is for
+    # [slices] computed tokens and this step's, without guesses: the position a token is for
+    contexts: Integers
     known: Integers  # [slices] tokens of the sequence that the host knew
+    guesses: Integers | None  # [slices] tokens of each one's draft; None: nothing is guessed
     layout: Layout
     sampling: Integers  # indexes of slices that want a token
     searching: Integers  # of those that want candidates
@@ -61,20 +64,41 @@ def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
         known=known,
         ends=ends,
         logits_rows=ends[np.concatenate((sampling, searching))] - 1,
-        sampling=sampling,
+        draws=sampling,
+        places=contexts[sampling],
     )
+    guesses = None
+    if any(part.draft for part in slices):
+        guesses = np.array([len(part.draft) for part in slices], dtype=np.int64)
+        layout, contexts = _with_guesses(layout, guesses, searching), contexts - guesses
     return Work(
         slices=slices,
         rows=rows,
         counts=counts,
         contexts=contexts,
         known=known,
+        guesses=guesses,
         layout=layout,
         sampling=sampling,
         searching=searching,
         scoring=scoring,
         pooling=pooling,
         failed=failed,
+    )
+
+
+def _with_guesses(layout: Layout, guesses: Integers, searching: Integers) -> Layout:
+    """One more draw of a slice behind each of its guesses, which are its last tokens."""
+    counts = guesses[layout.draws] + 1
+    draws = np.repeat(layout.draws, counts)
+    behind = np.arange(len(draws)) - np.repeat(np.cumsum(counts) - counts, counts)
+    behind -= guesses[draws]  # from 0 down: how many guesses come after it
+    return replace(
+        layout,
+        known=layout.known + guesses,
+        logits_rows=np.concatenate((layout.ends[draws] + behind, layout.ends[searching])) - 1,
+        draws=draws,
+        places=layout.contexts[draws] + behind,
     )
 
 

@@ -5,9 +5,7 @@ them. Where every slice has the same number of tokens and all of them want logit
 being verified), the sequence of kernels depends on the number of sequences only. So it is recorded
 (a CUDA graph) for some numbers, the batch is padded to the next of them, and replayed.
 
-No plan has drafts verified yet: a `Slice` draws one token, behind its last position. What that
-will need is there and tested, each piece by itself: `Key.queries`, `ops.Verify` and the tree masks
-of `ops.PagedSlices`.
+Drafts are chains so far: the tree masks of `ops.PagedSlices` are tested, and no plan asks for them.
 
 Nobody waits for that: the server answers at once, launching kernels one by one, and graphs are
 recorded while it has nothing to do, or, while it has, for the number it needs most, now and then.

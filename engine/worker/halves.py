@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from operator import add
 from typing import Protocol
 
+from ..config import LONGEST_DRAFT
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..step import Slice, SliceResult, Wants
 
-_FEWEST_TOKENS = 16  # of one sequence at a time: with fewer, memory is not what is missing
+# Of one sequence at a time: with fewer, memory is not what is missing. No draft is cut in two.
+_FEWEST_TOKENS = LONGEST_DRAFT + 1
 _OF_EVERY_POSITION = Wants.PROMPT_LOGPROBS | Wants.EMBEDDING_SUM
 
 

@@ -26,11 +26,12 @@ class Layout:
 
     rows: Integers  # [slices] rows of the sequence table
     counts: Integers  # [slices] tokens of each
-    contexts: Integers  # [slices] computed tokens and this step's
-    known: Integers  # [slices] tokens of the sequence that the host knows
+    contexts: Integers  # [slices] computed tokens and this step's, guesses included
+    known: Integers  # [slices] tokens of the sequence that the host knows or guesses
     ends: Integers  # [slices] tokens up to its last one
-    logits_rows: Integers  # tokens that want logits: of slices in `sampling` first
-    sampling: Integers  # indexes of slices that want a token
+    logits_rows: Integers  # tokens that want logits: those that are drawn behind first
+    draws: Integers  # [draws] for which slice each is
+    places: Integers  # [draws] positions of what is drawn
 
     @property
     def tokens(self) -> int:
@@ -39,7 +40,7 @@ class Layout:
     @property
     def all_logits(self) -> bool:
         """Whether `logits_rows` are all tokens, in their order."""
-        return len(self.sampling) == self.tokens
+        return len(self.draws) == self.tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Sent:
     """What a step needs, on its way to the device."""
 
     batch: Callable[[], Batch]  # to be called on the stream, when the step before has been given
-    targets: Tensor  # int64 [sampling]: for `Inputs.remember`
+    targets: Tensor  # int64 [draws]: for `Inputs.remember`
     others: list[Tensor]  # what was sent with it
 
 
@@ -58,8 +59,8 @@ class Inputs(Protocol):
         """When a step is launched: one copy, which nobody waits for. `others` go with it."""
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
-        """On the stream: what was sampled for the slices of these `Sent.targets`, for the steps to
-        come."""
+        """On the stream: what was drawn for these `Sent.targets`, for the steps to come. Where
+        several are of one sequence the host will know which of them hold."""
 
 
 class FromHost:
@@ -95,7 +96,7 @@ class FromHost:
             layout.logits_rows,
             awaited,
             row_of_token[awaited],
-            layout.rows[layout.sampling],
+            layout.rows[layout.draws],
             *others,
         )
         batch = Batch(

@@ -37,6 +37,7 @@ from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.rules import standard_rules
 from ..sampling.sampler import Sampler
+from ..speculative.choice import proposer_for
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
@@ -78,6 +79,7 @@ def launch(
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
     stream = stream or AtOnce()
+    proposer = proposer_for(config)
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     sequences, step_tokens = step_limits(device)
@@ -178,6 +180,7 @@ def launch(
         transfer=transfer,
         stream=stream,
         forwards=forwards,
+        proposer=proposer,
     )
     progress("measuring", 0, 0)
     tokens = min(config.max_num_batched_tokens, memory.max_model_len - 1)
@@ -232,7 +235,8 @@ def _graph_keys(config: EngineConfig, model: Model, longest: int | None = None) 
     if config.enforce_eager or not model.replayable:
         return ()
     longest = longest or config.max_model_len or model.config.context_length
-    return keys_for(config.max_num_seqs, longest)
+    queries = (1, 1 + config.longest_draft) if config.longest_draft else (1,)
+    return keys_for(config.max_num_seqs, longest, queries)
 
 
 def _room(
@@ -242,6 +246,7 @@ def _room(
     return StaticBatch(
         rows=max([key.rows for key in keys] or [config.max_num_seqs]),
         queries=max([key.queries for key in keys] or [1]),
+        tokens=max([key.rows * key.queries for key in keys], default=0),
         longest=longest,
         block_size=config.block_size,
         device=device,
@@ -285,6 +290,9 @@ def _plan(
             numbers,
             tokens=config.max_num_batched_tokens,
             sequences=config.max_num_seqs,
+            draws=min(
+                config.max_num_seqs * (1 + config.longest_draft), config.max_num_batched_tokens
+            ),
             longest=config.max_model_len or numbers.context_length,
             itemsize=dtype.itemsize,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from octavo.kernels.ops import Ops
 
@@ -35,35 +36,44 @@ _HEAVY = SamplingParams(
     logprobs=20,
     max_tokens=None,
 )
+_HEAVY_BEHIND_GUESSES = replace(  # where penalties apply nothing is guessed
+    _HEAVY, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
+)
 
 
 def largest_step(config: EngineConfig, longest: int) -> tuple[Slice, ...]:
-    """As many sequences as may run, each wanting a token by the heaviest sampling there is, and
-    together as many tokens as a step may have. All of them lie in block 0: nobody reads it.
+    """As many sequences as may run, each wanting a token by the heaviest sampling there is, or with
+    a draft several, and together as many tokens as a step may have. All of them lie in block 0:
+    nobody reads it.
 
     Args:
         longest: tokens of the longest sequence.
     """
     most = max(1, longest - 1)
-    rows = max(1, min(config.max_num_seqs, config.max_num_batched_tokens))
+    least = min(most, 1 + config.longest_draft)
+    rows = max(1, min(config.max_num_seqs, config.max_num_batched_tokens // least))
     left = min(config.max_num_batched_tokens, rows * most)
     slices = []
     for number in range(rows):
         # One long prompt first: its attention is the widest; then a token at least for each.
-        count = min(most, left - (rows - number - 1))
+        count = min(most, left - (rows - number - 1) * least)
         left -= count
-        slices.append(_slice(-1 - number, count, config.block_size))
+        draft = (0,) * min(config.longest_draft, count - 1)
+        slices.append(_slice(-1 - number, count, config.block_size, draft))
     return tuple(slices)
 
 
-def _slice(sequence: int, count: int, block_size: int) -> Slice:
+def _slice(sequence: int, count: int, block_size: int, draft: tuple[int, ...]) -> Slice:
+    known = (0,) * (count - len(draft))
+    params = _HEAVY_BEHIND_GUESSES if draft else _HEAVY
     return Slice(
         sequence=sequence,
         start=0,
         count=count,
         wants=Wants.TOKEN,
         blocks=(0,) * -(-count // block_size),
-        history=History(params=_HEAVY, seed=0, prompt_length=count, token_ids=(0,) * count),
+        history=History(params=params, seed=0, prompt_length=len(known), token_ids=known),
+        draft=draft,
     )
 
 
@@ -140,7 +150,7 @@ def take_stock(
         graphs=graph_bytes(
             layers=numbers.layers,
             graphs=graphs,
-            largest_tokens=min(config.max_num_seqs, LARGEST),
+            largest_tokens=min(config.max_num_seqs * (1 + config.longest_draft), LARGEST),
             step_tokens=config.max_num_batched_tokens,
             peak=peak,
             vocab_size=numbers.vocab_size,

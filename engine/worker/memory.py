@@ -161,12 +161,12 @@ def _too_long(
 
 
 def activation_bytes(
-    model: ModelConfig, *, tokens: int, sequences: int, longest: int, itemsize: int
+    model: ModelConfig, *, tokens: int, sequences: int, draws: int, longest: int, itemsize: int
 ) -> int:
     """An upper estimate of what the engine allocates besides weights and KV cache.
 
     Args:
-        tokens, sequences: of the largest step.
+        tokens, sequences, draws: of the largest step.
         longest: tokens of the longest sequence.
         itemsize: bytes of a number.
     """
@@ -178,9 +178,7 @@ def activation_bytes(
     per_row = 32 * model.vocab_size
     histories = sequences * longest * 5  # the table of token ids, and that of blocks
     rotations = 2 * longest * model.head_dim * itemsize  # cosines and sines of positions
-    return (
-        tokens * per_token + gathered + sequences * per_row + histories + rotations + _SCORE_BYTES
-    )
+    return tokens * per_token + gathered + draws * per_row + histories + rotations + _SCORE_BYTES
 
 
 def size(count: int) -> str:

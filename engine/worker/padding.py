@@ -42,13 +42,18 @@ def keys_for(most: int, longest: int, queries: Sequence[int] = (1,)) -> tuple[Ke
     Args:
         most: sequences that may run at the same time.
         longest: tokens of the longest context.
-        queries: tokens of a slice that steps may be uniform in.
+        queries: tokens of a slice that steps may be uniform in. With many of them graphs end at
+            fewer sequences: what takes as long as `LARGEST` decodes hides its launches.
     """
     short = min(longest, _SHORT)
-    found = [Key(short, rows, count) for count in queries for rows in reversed(sizes(most))]
+    pairs = [
+        (rows, count)
+        for count in queries
+        for rows in reversed(sizes(max(1, min(most, LARGEST // count))))
+    ]
+    found = [Key(short, rows, count) for rows, count in pairs]
     if longest > short:
-        rows_of_long = [rows for rows in reversed(sizes(most)) if rows <= _LONG_ROWS]
-        found += [Key(longest, rows, count) for count in queries for rows in rows_of_long]
+        found += [Key(longest, rows, count) for rows, count in pairs if rows <= _LONG_ROWS]
     return tuple(found)
 
 
@@ -63,16 +68,19 @@ class StaticBatch:
         longest: int,
         block_size: int,
         device: torch.device,
+        tokens: int = 0,
         room: int = 0,
     ) -> None:
-        """`room`: tokens of the largest step that is to lie here without being recorded."""
+        """`tokens`: of the largest recorded step, where it is not one of all rows and queries.
+        `room`: of the largest that is to lie here without being recorded."""
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.device = device
+        self.rows = rows
         self.longest = longest
-        self.tokens = tokens = rows * queries  # of the largest recorded step
+        self.tokens = tokens = tokens or rows * queries  # of the largest recorded step
         room = max(room, tokens)
         self._token_ids = zeros(room, dtype=torch.int64)
         self._positions = zeros(room, dtype=torch.int64)
@@ -85,6 +93,7 @@ class StaticBatch:
         self._tables = zeros(rows, -(-longest // block_size), dtype=torch.int32)
         counts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._offsets = {count: counts * count for count in range(1, queries + 1)}
+        self._ragged_offsets = zeros(rows + 1, dtype=torch.int32)
         self._places = lru_cache(maxsize=STEADY)(self._place)
         self._paddings = lru_cache(maxsize=STEADY)(self._padding)
 
@@ -101,6 +110,26 @@ class StaticBatch:
             logits_rows=self._every_row[:tokens],
             query_lengths=(key.queries,) * rows,
             context_lengths_host=(key.longest,) * rows,
+            all_logits=True,
+        )
+
+    def ragged(self, query_lengths: tuple[int, ...]) -> Batch | None:
+        """The part of it for slices of these numbers of tokens, all of which want logits; the
+        offsets are to be filled in unless each has one. None: there is no room."""
+        rows, tokens = len(query_lengths), sum(query_lengths)
+        if rows > self.rows or tokens > len(self._token_ids):
+            return None
+        offsets = self._offsets[1] if tokens == rows else self._ragged_offsets
+        return Batch(
+            token_ids=self._token_ids[:tokens],
+            positions=self._positions[:tokens],
+            query_offsets=offsets[: rows + 1],
+            context_lengths=self._contexts[:rows],
+            block_tables=self._tables[:rows],
+            slot_mapping=self._slots[:tokens],
+            logits_rows=self._every_row[:tokens],
+            query_lengths=query_lengths,
+            context_lengths_host=(self.longest,) * rows,
             all_logits=True,
         )
 

@@ -62,13 +62,13 @@ class Resident:
             tokens.rows * width + self._first_token + tokens.columns,
         )
         values = (contexts - layout.counts, blocks.values, tokens.values)
-        sampled = layout.sampling
+        drawn = rows[layout.draws] * width + self._first_token + layout.places
         arrays = [
             np.concatenate(cells),
             np.concatenate(values).astype(np.int32),
             rows.astype(np.int32),
             np.concatenate(([0], layout.ends)).astype(np.int32),
-            rows[sampled] * width + self._first_token + contexts[sampled],
+            drawn,
         ]
         if not layout.all_logits:
             arrays.append(layout.logits_rows)

@@ -22,6 +22,7 @@ _ARRAYS = (
     "prompt_lengths",
     "block_tables",
     "_promised",
+    "_guessed",
     "_kept",
     "_mapped",
     "_news_tokens",
@@ -56,7 +57,8 @@ class SequenceTable:
     A sequence's tokens become known when a slice brings them; they are *kept* when the step has
     succeeded. A step that failed may therefore be run again: it brings the same tokens to the same
     places. What a step under way will sample is *promised*: the sequence is that much longer, but
-    only the device knows the token.
+    only the device knows the token. A draft's tokens stand behind the known ones, and are none of
+    the sequence's until they are accepted.
 
     Args:
         rows: sequences to make room for at first.
@@ -74,6 +76,7 @@ class SequenceTable:
         self.prompt_lengths = np.zeros(rows, dtype=np.int64)
         self.block_tables = np.zeros((rows, -(-longest // block_size)), dtype=np.int32)
         self._promised = np.zeros(rows, dtype=np.int64)  # the last so many tokens
+        self._guessed = np.zeros(rows, dtype=np.int64)  # behind the known ones, by the last slice
         self._kept = np.zeros(rows, dtype=np.int64)  # tokens of steps that have succeeded
         self._mapped = np.zeros(rows, dtype=np.int64)  # entries of the block table that are set
         # From where on tokens, and entries of the block table, are news (`news`).
@@ -107,6 +110,11 @@ class SequenceTable:
             self.token_ids[row, self._kept[row] : length] = part.token_ids
             self._news_tokens[row] = min(self._news_tokens[row], self._kept[row])
             self.lengths[row] = length
+        self._guessed[row] = len(part.draft)
+        if part.draft:
+            length = self._kept[row] + len(part.token_ids)
+            self.token_ids[row, length : length + len(part.draft)] = part.draft
+            self._news_tokens[row] = min(self._news_tokens[row], length)
         if part.blocks:
             end = part.first_block + len(part.blocks)
             self.block_tables[row, part.first_block : end] = part.blocks
@@ -116,8 +124,9 @@ class SequenceTable:
 
     def reach(self, rows: Integers) -> Integers:
         """How many positions of each sequence can be computed: it has their blocks, and their
-        tokens, or the device will."""
-        return np.minimum(self.lengths[rows], self._mapped[rows] * self._block_size)
+        tokens or guesses, or the device will."""
+        tokens: Integers = self.lengths[rows] + self._guessed[rows]
+        return np.minimum(tokens, self._mapped[rows] * self._block_size)
 
     def known(self, rows: Integers) -> Integers:
         """How many tokens of each sequence the host knows: all but those promised."""
@@ -125,8 +134,10 @@ class SequenceTable:
 
     def news(self, rows: Integers) -> tuple[Cells, Cells]:
         """The tokens and the block table entries of these sequences that have come in since this
-        was last asked, but for tokens that were sampled. After a `rewind`: all there are."""
-        tokens = _spans(rows, self._news_tokens[rows], self.known(rows), self.token_ids)
+        was last asked, but for tokens that were sampled; guesses are among them. After a `rewind`:
+        all there are."""
+        known = self.known(rows) + self._guessed[rows]
+        tokens = _spans(rows, self._news_tokens[rows], known, self.token_ids)
         blocks = _spans(rows, self._news_blocks[rows], self._mapped[rows], self.block_tables)
         self._news_tokens[rows] = self._news_blocks[rows] = _NO_NEWS
         return tokens, blocks
@@ -163,6 +174,15 @@ class SequenceTable:
         self.token_ids[rows, places] = token_ids
         self._promised[rows] -= 1
         self._kept[rows] = places + 1
+
+    def accept(self, row: int, token_ids: tuple[int, ...]) -> None:
+        """As `append` for one sequence, nothing else being promised: with the token some guesses
+        before it have come true."""
+        place = int(self.known(np.array([row]))[0])
+        end = place + len(token_ids)
+        self.token_ids[row, place:end] = token_ids
+        self._promised[row] = self._guessed[row] = 0
+        self.lengths[row] = self._kept[row] = end
 
     def extend(self, row: int, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Further tokens of a sequence, to which none is promised, are known without a step;

@@ -7,11 +7,12 @@ stands what only octavo tells: step time, host overhead, rejections, restarts, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from octavo.engine.config import EngineConfig
+from octavo.engine.config import LONGEST_DRAFT, EngineConfig
 from octavo.engine.executor.base import Capacity
 from octavo.engine.params import FinishReason
 from octavo.engine.step import StepStats
@@ -69,6 +70,8 @@ class Metrics:
                 ("blocks_swapped_out", "kv_blocks_swapped_out", "KV blocks moved to the host."),
                 ("blocks_swapped_in", "kv_blocks_swapped_in", "KV blocks moved back."),
                 ("blocks_copied", "kv_blocks_copied", "KV blocks copied on write."),
+                ("drafts", "spec_decode_num_drafts", "Drafts verified."),
+                ("draft_tokens", "spec_decode_num_draft_tokens", "Tokens of these drafts."),
                 (
                     "audit_failures",
                     "kv_block_audit_failures",
@@ -76,6 +79,15 @@ class Metrics:
                 ),
             )
         }
+        self._accepted = f.counter(
+            "spec_decode_num_accepted_tokens", "Tokens of drafts that were right."
+        )
+        self._accepted_by_place = f.counters(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Tokens of drafts that were right, by their place in the draft.",
+            "position",
+            [str(place) for place in range(LONGEST_DRAFT)],
+        )
         self._preemptions = f.counter("num_preemptions", "Sequences that gave way to others.")
         self._preemptions_by_kind = f.counters(
             "preemptions_by_kind", "Preemptions, by how.", "kind", ("recompute", "swap")
@@ -219,6 +231,11 @@ class Metrics:
         last = self._last if stats.step >= self._last.step else StepStats()
         for field, counter in self._followed.items():
             counter.inc(max(0, getattr(stats, field) - getattr(last, field)))
+        places = zip_longest(stats.drafts_accepted, last.drafts_accepted, fillvalue=0)
+        for place, (accepted, before) in enumerate(places):
+            grown = max(0, accepted - before)
+            self._accepted_by_place[str(place)].inc(grown)
+            self._accepted.inc(grown)
         for kind, counter in self._preemptions_by_kind.items():
             field = f"preemptions_{kind}"
             grown = max(0, getattr(stats, field) - getattr(last, field))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from octavo.engine.config import EngineConfig
+from octavo.engine.config import LONGEST_DRAFT, EngineConfig
 
 from . import kinds
 from .declaration import Declaration, setting
@@ -174,6 +174,34 @@ class Settings:
         _ENGINE.overlap,
         "Scheduling",
         "Plan and launch the next step while the device computes one. `auto`: where it gains.",
+    )
+    speculative: str = setting(
+        kinds.choice("none", "ngram"),
+        _ENGINE.speculative,
+        "Scheduling",
+        "Guess tokens, and compute and verify several in one step; no answer changes. `ngram`: "
+        "what followed the last tokens when prompt or answer had them before. It pays where "
+        "answers repeat what is known: edits, summaries, code.",
+    )
+    num_speculative_tokens: int = setting(
+        kinds.integer(1, LONGEST_DRAFT),
+        _ENGINE.num_speculative_tokens,
+        "Scheduling",
+        "Tokens guessed at a time, at most.",
+    )
+    prompt_lookup_min: int = setting(
+        kinds.integer(1),
+        _ENGINE.prompt_lookup_min,
+        "Scheduling",
+        "Tokens at the end of a text that must have stood in it before for `ngram` to guess.",
+        aliases=("ngram-prompt-lookup-min",),
+    )
+    prompt_lookup_max: int = setting(
+        kinds.integer(1),
+        _ENGINE.prompt_lookup_max,
+        "Scheduling",
+        "Of two such places `ngram` takes the one where more tokens agree, up to so many.",
+        aliases=("ngram-prompt-lookup-max",),
     )
     max_queue_requests: int = setting(
         kinds.integer(1),

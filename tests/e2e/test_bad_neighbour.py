@@ -183,7 +183,7 @@ PLACES = (
     ("_gather", "after"),  # the sampler has met the newcomers
     ("_forward", "before"),
     ("_forward", "after"),  # it has written its cells
-    ("_prepare", "after"),  # grammars have read on
+    ("_settle", "after"),  # grammars have read on
     ("_draw", "after"),  # penalties are counted
     ("_search", "after"),
     ("_score", "after"),

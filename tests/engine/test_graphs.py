@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -353,21 +356,55 @@ def test_a_draw_is_replayed_from_the_logits_of_the_last_replay() -> None:
     assert forwards.draw(logits, *(n[:1] for n in numbers)) is None  # that was no replay
 
 
-def answers(folder: Path, *, record_after: int | None) -> tuple[dict[str, list[int]], FakeRecorder]:
+PROMPTS = (3, 20, 17)  # tokens
+
+
+def prompt(number: int, length: int) -> list[int]:
+    return [(7 * i + number) % (VOCAB_SIZE - 2) + 2 for i in range(length)]
+
+
+class Knowing:
+    """A proposer that knows what will be said."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self._texts = texts
+
+    def admit(self, row: int) -> None:
+        pass
+
+    def propose(
+        self, row: int, known: npt.NDArray[np.int32], accepted: int | None
+    ) -> tuple[int, ...]:
+        begin = known.tolist()
+        texts = [text for text in self._texts if text[: len(begin)] == begin]
+        return tuple(texts[0][len(begin) : len(begin) + 3]) if texts else ()
+
+
+def answers(
+    folder: Path, *, record_after: int | None, proposer: Knowing | None = None
+) -> tuple[dict[str, list[int]], FakeRecorder]:
     """Tokens of a few requests by the GPU's kernels; graphs are recorded after so many steps, or
     never."""
-    config = tiny_config(folder, max_num_seqs=4, max_num_batched_tokens=64, overlap="on")
+    config = tiny_config(
+        folder,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        overlap="on",
+        speculative="none" if proposer is None else "ngram",
+        num_speculative_tokens=3,
+    )
     recorder = FakeRecorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "memory_of", lambda device: FakeMemory())
         patch.setattr(launching, "GpuRecorder", lambda device: recorder)
+        patch.setattr(launching, "proposer_for", lambda config: proposer)
         patch.setattr("octavo.engine.models.base.Model.replayable", record_after is not None)
         providers = {"cpu": ("cuda", "reference")}
         executor = InlineExecutor(config, partial(launching.launch, providers=providers))
         engine = Engine(Scheduler(config, executor.start(lambda *_: None)), executor, overlap=1)
     got: dict[str, list[int]] = {}
-    for number, length in enumerate((3, 20, 17)):
-        tokens = [(7 * i + number) % (VOCAB_SIZE - 2) + 2 for i in range(length)]
+    for number, length in enumerate(PROMPTS):
+        tokens = prompt(number, length)
         params = SamplingParams(temperature=0.8 * (number % 2), max_tokens=8, ignore_eos=True)
         got[f"r{number}"] = []
         engine.add(request(f"r{number}", tokens, seed=number, sampling=params))
@@ -382,7 +419,8 @@ def answers(folder: Path, *, record_after: int | None) -> tuple[dict[str, list[i
             assert delta.error is None
             got[delta.request_id] += delta.token_ids
     if record_after is not None:
-        assert report.stats.graphs_recorded == report.stats.graphs_planned == 3
+        graphs = 3 if proposer is None else 6
+        assert report.stats.graphs_recorded == report.stats.graphs_planned == graphs
     engine.stop()
     return got, recorder
 
@@ -395,3 +433,27 @@ def test_an_engine_that_replays_gives_the_same_tokens(tmp_path: Path) -> None:
     got, recorder = answers(tmp_path, record_after=3)
     assert recorder.replays >= 6  # of forward passes, and as many of draws
     assert got == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton does not interpret beside a GPU")
+def test_drafts_of_one_length_are_verified_by_a_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built, attended to, drawn and compared by the GPU's kernels."""
+    pytest.importorskip("triton")
+    expected, _ = answers(tmp_path, record_after=None)
+    used: Counter[int] = Counter()  # replays, by tokens of a slice
+    plain = Graphed.__call__
+
+    def counted(self: Graphed, batch: Batch) -> Yield:
+        made = plain(self, batch)
+        if self._replayed is not None:
+            used[self._replayed.queries] += 1
+        return made
+
+    monkeypatch.setattr(Graphed, "__call__", counted)
+    texts = [[*prompt(i, length), *expected[f"r{i}"]] for i, length in enumerate(PROMPTS)]
+    got, _ = answers(tmp_path, record_after=1, proposer=Knowing(texts))
+    assert got == expected
+    assert used[4] > 0

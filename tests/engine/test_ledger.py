@@ -161,18 +161,32 @@ def test_other_errors_are_not_taken_for_missing_memory() -> None:
 
 
 @given(
-    st.integers(1, 300), st.integers(1, 5000), st.integers(1, 3000), st.sampled_from([8, 16, 32])
+    st.integers(1, 300),
+    st.integers(1, 5000),
+    st.integers(1, 3000),
+    st.sampled_from([8, 16, 32]),
+    st.integers(0, 15),
 )
 def test_the_largest_step_is_as_large_as_any(
-    seqs: int, tokens: int, longest: int, block_size: int
+    seqs: int, tokens: int, longest: int, block_size: int, draft: int
 ) -> None:
-    settings = config(max_num_seqs=seqs, max_num_batched_tokens=tokens, block_size=block_size)
+    settings = config(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=block_size,
+        speculative="ngram" if draft else "none",
+        num_speculative_tokens=draft or 1,
+    )
     step = largest_step(settings, longest)
-    assert len(step) == min(seqs, tokens)
+    least = min(1 + draft, max(1, longest - 1))
+    assert len(step) == max(1, min(seqs, tokens // least))
     assert len({part.sequence for part in step}) == len(step)
     assert sum(part.count for part in step) == min(tokens, len(step) * max(1, longest - 1))
     for part in step:
         assert 1 <= part.count <= max(1, longest - 1)
+        assert len(part.draft) == min(draft, part.count - 1)
+        assert part.history is not None
+        assert len(part.history.token_ids) == part.count - len(part.draft)
         assert set(part.blocks) == {0}
         assert len(part.blocks) == -(-part.count // block_size)
 

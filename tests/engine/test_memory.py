@@ -156,7 +156,9 @@ def test_one_longest_sequence_always_fits_and_nothing_is_overcommitted(
 
 def test_activations_grow_with_the_step() -> None:
     def estimate(tokens: int) -> int:
-        return activation_bytes(MODEL, tokens=tokens, sequences=64, longest=2048, itemsize=4)
+        return activation_bytes(
+            MODEL, tokens=tokens, sequences=64, draws=64, longest=2048, itemsize=4
+        )
 
     assert estimate(2048) - estimate(1024) == estimate(3072) - estimate(2048) > 0
 

@@ -38,6 +38,7 @@ class Requests(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         preemption=st.sampled_from(["auto", "recompute", "swap"]),
+        drafts=st.sampled_from([0, 1, 7]),
     )
     def begin(
         self,
@@ -49,6 +50,7 @@ class Requests(RuleBasedStateMachine):
         caching: bool,
         policy: str,
         preemption: str,
+        drafts: int,
     ) -> None:
         executor = FakeExecutor(
             num_blocks=blocks,
@@ -56,6 +58,7 @@ class Requests(RuleBasedStateMachine):
             block_size=BLOCK,
             max_model_len=MODEL_LEN,
             eos_rate=0.05,
+            drafts=drafts,
             swap_seconds_per_block=8e-3,
         )
         self.loop = Loop(

@@ -81,7 +81,9 @@ class FakeExecutor:
     they fail; a slice of a sequence that holds the id `poison` always fails; `dead` fails all;
     no grammar is ready before `preparing` is False.
 
-    A grammar changes no token, but makes some of them forced: these come in one step.
+    A grammar changes no token, but makes some of them forced: these come in one step. With
+    `drafts` it guesses up to so many tokens ahead, where there is no grammar; it knows the right
+    ones, but errs.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class FakeExecutor:
         recompute_seconds_per_token: float = 1e-3,
         swap_seconds_per_block: float = 1e-3,
         script: Script | None = None,
+        drafts: int = 0,
         seconds_per_step: float = 0.0,
         price: Callable[[StepPlan], float] = lambda plan: 1e-3,
     ) -> None:
@@ -124,6 +127,7 @@ class FakeExecutor:
         self.plans: list[StepPlan] = []  # everything submitted, for tests to look at
         self._eos_rate = eos_rate
         self._script = script
+        self._drafts = drafts
         self._seconds_per_step = seconds_per_step
         self._price = price  # the seconds a step is said to have taken
         block_bytes = block_size * _CELL.size
@@ -216,15 +220,25 @@ class FakeExecutor:
         token_ids: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] = ()
         candidates: tuple[tuple[int, float], ...] = ()
-        forced_before = piece.start + piece.count < len(sequence.token_ids)
+        draft: tuple[int, ...] = ()
+        first = piece.start + piece.count - len(piece.draft)
+        forced_before = first < len(sequence.token_ids)
         if piece.wants & Wants.TOKEN and not forced_before:
-            token = self._sample(sequence, context)
-            token_ids = (token,)
-            if params.logprobs is not None:
-                logprobs = (self._logprobs(zlib.crc32(context), token, params.logprobs),)
-            sequence.token_ids.append(token)
-            if params.grammar is not None and params.logprobs is None:
-                token_ids += self._force(sequence, context)
+            for guess in (*piece.draft, None):
+                so_far = context[: len(sequence.token_ids) * _CELL.size]
+                token = self._sample(sequence, so_far)
+                token_ids += (token,)
+                if params.logprobs is not None:
+                    logprobs += (self._logprobs(zlib.crc32(so_far), token, params.logprobs),)
+                sequence.token_ids.append(token)
+                if token != guess:
+                    break
+            self._trim(sequence, len(sequence.token_ids) - 1)
+            if params.grammar is not None:
+                if params.logprobs is None:
+                    token_ids += self._force(sequence, context)
+            elif self._drafts:
+                draft = self._guess(sequence)
         if piece.wants & Wants.CANDIDATES:
             ranked = self._ranking(zlib.crc32(context), 2 * params.beam_width)
             candidates = tuple(ranked)
@@ -245,7 +259,25 @@ class FakeExecutor:
             candidates=candidates,
             prompt_logprobs=prompt_logprobs,
             embedding=self._embedding(piece, context),
+            draft=draft,
         )
+
+    def _trim(self, sequence: _Known, computed: int) -> None:
+        """Positions from `computed` on were wrong guesses: their blocks will be told again."""
+        del sequence.cells[computed * _CELL.size :]
+        del sequence.table[-(-computed // self.capacity.block_size) :]
+
+    def _guess(self, sequence: _Known) -> tuple[int, ...]:
+        """What comes next, some of it wrong."""
+        known = len(sequence.token_ids)
+        luck = zlib.crc32(bytes(sequence.cells), known)
+        for place in range(luck % (self._drafts + 1)):
+            token = self._sample(sequence, cells_of(sequence.token_ids))
+            wrong = (luck >> place) % 4 == 0
+            sequence.token_ids.append((token + wrong) % self.capacity.vocab_size)
+        guesses = tuple(sequence.token_ids[known:])
+        del sequence.token_ids[known:]
+        return guesses
 
     def _force(self, sequence: _Known, context: bytes) -> tuple[int, ...]:
         """0 to 3 more tokens, those that further steps would have given."""
@@ -299,15 +331,19 @@ class FakeExecutor:
         if len(sequence.cells) != piece.start * _CELL.size:
             raise PagingFault(f"sequence {piece.sequence} skips or repeats cells at {piece.start}")
         stop = piece.start + piece.count
-        if piece.count < 1 or stop > len(sequence.token_ids):
+        guessed = len(piece.draft)
+        if not guessed < piece.count or stop - guessed > len(sequence.token_ids):
             raise PagingFault(f"sequence {piece.sequence} has no token at {stop - 1}")
         size = self.capacity.block_size
         if len(sequence.table) != (stop + size - 1) // size:
             raise PagingFault(
                 f"sequence {piece.sequence} has {len(sequence.table)} blocks at {stop}"
             )
-        for position in range(piece.start, stop):
-            cell = _CELL.pack(sequence.token_ids[position] + 1, position)
+        if guessed and (stop - guessed < len(sequence.token_ids) or not piece.wants & Wants.TOKEN):
+            raise PagingFault(f"sequence {piece.sequence} has a draft that follows nothing")
+        token_ids = (*sequence.token_ids[piece.start : stop - guessed], *piece.draft)
+        for position, token in enumerate(token_ids, piece.start):
+            cell = _CELL.pack(token + 1, position)
             offset = position % size * _CELL.size
             block = self._cells[sequence.table[position // size]]
             block[offset : offset + _CELL.size] = cell

@@ -154,6 +154,18 @@ def test_steps_move_gauges_and_counters() -> None:
     assert number(metrics, "step_time_seconds_count") == 1
 
 
+def test_drafts_are_counted_by_what_came_of_them() -> None:
+    metrics = make()
+    metrics.on_step(StepStats(step=1, drafts=4, draft_tokens=20, drafts_accepted=(3, 1)))
+    metrics.on_step(StepStats(step=2, drafts=6, draft_tokens=35, drafts_accepted=(4, 2, 2)))
+    names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+    assert [number(metrics, f"spec_decode_{name}_total") for name in names] == [6, 35, 8]
+    name = "spec_decode_num_accepted_tokens_per_pos_total"
+    assert [number(metrics, name, position=str(i)) for i in range(4)] == [4, 2, 2, 0]
+    metrics.on_step(StepStats(step=1, drafts=1, draft_tokens=2, drafts_accepted=(1,)))  # anew
+    assert number(metrics, "spec_decode_num_accepted_tokens_total") == 9
+
+
 def test_gauges_are_those_of_the_latest_step() -> None:
     metrics = make()
     metrics.on_step(
