@@ -30,6 +30,7 @@ from ..batch import Batch
 from ..device import check_alive, is_out_of_memory, release_memory
 from ..kv_cache import KVCache
 from ..models.base import Model
+from .memory import size
 from .padding import STEADY, Key, StaticBatch
 
 log = logging.getLogger(__name__)
@@ -152,9 +153,10 @@ class Graphed:
         clock: Callable[[], float] = time.monotonic,
         *,
         draw: Draw | None = None,
+        reserved: int = 0,
     ) -> None:
         """`draw`: recorded by itself behind each forward pass, so that what comes late, a grammar's
-        mask, holds up the draw alone."""
+        mask, holds up the draw alone. `reserved`: bytes that graphs are expected to take."""
         self._compute = compute
         self._recorder = recorder
         self._static = static
@@ -171,6 +173,8 @@ class Graphed:
         self._wanted: Counter[Key] = Counter()
         self._last = float("-inf")
         self._seconds = 0.0
+        self._reserved = reserved
+        self._taken = 0  # bytes, by all graphs there are
         self._shrunk = False
         self.planned = len(self._missing)
 
@@ -252,7 +256,8 @@ class Graphed:
         self._wanted.pop(key, None)
         if not self._graphs and self.planned == len(self._missing) + 1:
             log.info("recording %d graphs; until then steps go kernel by kernel", self.planned)
-        if self._recorder.free() < _FLOOR:
+        free = self._recorder.free()
+        if free < _FLOOR:
             self._give_up(key, f"less than {_FLOOR >> 20} MiB of the GPU's memory is free")
             return
         began = self._clock()
@@ -273,6 +278,7 @@ class Graphed:
             else:
                 release_memory()
                 self._give_up(key, "the GPU's memory does not suffice")
+        self._taken += max(0, free - self._recorder.free())
         self._last = self._clock()
         self._seconds += self._last - began
         self._tell()
@@ -313,6 +319,14 @@ class Graphed:
         """Progress: each quarter of the way."""
         done = len(self._graphs)
         if not self._missing:
-            log.info("%d graphs recorded in %.1f s of the engine's time", done, self._seconds)
+            log.log(
+                logging.WARNING if self._taken > self._reserved else logging.INFO,
+                "%d graphs recorded in %.1f s of the engine's time; they take %s of the GPU's "
+                "memory, and %s were reserved for them",
+                done,
+                self._seconds,
+                size(self._taken),
+                size(self._reserved),
+            )
         elif done % max(1, self.planned // 4) == 0:
             log.info("%d of %d graphs recorded", done, self.planned)

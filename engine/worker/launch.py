@@ -163,7 +163,7 @@ def launch(
         inputs = Resident(table, config.block_size, transfer, ops.build_step, room)
     else:
         inputs = FromHost(table, config.block_size, transfer)
-    forwards = _forwards(model, kv, gpu, ops, keys, room)
+    forwards = _forwards(model, kv, gpu, ops, keys, room, parts.get("graphs_reserved", 0))
     computer = Computer(
         model=model,
         kv=kv,
@@ -261,14 +261,17 @@ def _forwards(
     ops: Ops,
     keys: tuple[Key, ...],
     room: StaticBatch,
+    reserved: int,
 ) -> Forwards:
-    """What steps are computed with. `gpu`: where they are; None for a CPU."""
+    """What steps are computed with. `gpu`: where they are; None for a CPU. `reserved`: bytes for
+    graphs."""
     eager = Eager(model, kv)
     if not keys:
         return eager
     if gpu is not None:
         recorder = GpuRecorder(room.device)
-        return Graphed(eager, recorder, keys, room, draw=partial(plain_draw, ops))
+        draw = partial(plain_draw, ops)
+        return Graphed(eager, recorder, keys, room, draw=draw, reserved=reserved)
     try:
         return Replayed(eager, ops.recorder(), room)
     except NotRecordable as why:

@@ -313,6 +313,26 @@ def test_without_memory_the_larger_ones_are_given_up_then_all(
     assert recorder.replays == 2
 
 
+@pytest.mark.parametrize("reserved, level", [(39, "WARNING"), (40, "INFO")])
+def test_what_graphs_take_is_held_against_what_was_reserved(
+    reserved: int, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    mib = 1 << 20
+
+    class Filling(FakeRecorder):
+        def record(self, work: Callable[[], Yield]) -> tuple[Recording, Yield]:
+            self.free_bytes -= 10 * mib
+            return super().record(work)
+
+    static = StaticBatch(rows=8, queries=1, longest=64, block_size=BLOCK, device=CPU)
+    keys = keys_for(8, 64)
+    record_all(Graphed(Compute(), Filling(), keys, static, reserved=reserved * mib))
+    told = caplog.records[-1]
+    assert told.levelname == level
+    assert f"they take 40.0 MiB of the GPU's memory, and {reserved}.0 MiB were" in told.message
+
+
 def test_what_cannot_be_recorded_is_told_and_computed(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder()
     recorder.fails_with = RuntimeError("operation not permitted when stream is capturing")

@@ -215,11 +215,11 @@ def test_libraries_are_asked_as_they_document(
     )
     for library in (flash, infer):
         monkeypatch.setitem(sys.modules, library.__name__, library)
-    kernels, device = module("kernels"), torch.device("cpu")
-    ops = kernels.registry.resolve(device, {"cpu": ("cuda", "reference")})
+    times, device = module("kernel_times"), torch.device("cpu")
+    ops = times.registry.resolve(device, {"cpu": ("cuda", "reference")})
     ceilings = module("ceilings").Ceilings(bandwidth=1.0, flops=1.0)
     report = module("report").Report(tmp_path / "found.json")
-    bench = kernels._Bench(ops, device, ceilings, True, report)
+    bench = times.KernelTimes(ops, device, ceilings, True, report)
     bench.flash3()
     bench.flashinfer()
     assert [entry["passed"] for entry in report.entries.values() if "passed" in entry] == [True] * 4
