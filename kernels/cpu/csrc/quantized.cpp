@@ -210,14 +210,17 @@ void add_tile(const Tile<Bits, T, Out>& tile) {
     // The floats stay in memory: kept in registers from group to group, they would drive the whole
     // numbers out of these.
     asm volatile("" ::: "memory");
+    Lanes scale[Units];
 #pragma GCC unroll 8
-    for (int u = 0; u < Units; ++u) {
-      const Lanes scale = load(scales + u * kUnit);
+    for (int u = 0; u < Units; ++u) scale[u] = load(scales + u * kUnit);
 #pragma GCC unroll 8
-      for (int r = 0; r < RowCount; ++r) {
+    for (int r = 0; r < RowCount; ++r) {
+      const Lanes row_scale = all(x.scales[r * groups + g]);
+#pragma GCC unroll 8
+      for (int u = 0; u < Units; ++u) {
         float* total = tile.sums + r * kPanel + u * kUnit;
-        const Lanes both = scale * all(x.scales[r * groups + g]);
-        store(total, fma(floats(sum[r][u]), both, g == 0 ? zero() : load(total)));
+        const Lanes before = g == 0 ? zero() : load(total);
+        store(total, fma(floats(sum[r][u]), scale[u] * row_scale, before));
       }
     }
     asm volatile("" ::: "memory");
