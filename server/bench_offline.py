@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure(chosen: argparse.Namespace, flags: Sequence[str]) -> dict[str, float]:
-    """Medians over the rounds, after one round that does not count."""
+    """Medians over the rounds, after one round that does not count; of drafts all rounds count."""
     settings = load(flags).settings
     params = SamplingParams(
         max_tokens=chosen.output_tokens, temperature=0.0, ignore_eos=True, seed=chosen.seed
@@ -71,10 +71,16 @@ def measure(chosen: argparse.Namespace, flags: Sequence[str]) -> dict[str, float
             answers = llm.generate(prompts, params)
             if round_number:
                 seconds.append(time.perf_counter() - began)
+        stats = llm.stats
     tokens = sum(len(output.token_ids) for answer in answers for output in answer.outputs)
     middle = statistics.median(seconds)
-    return {
+    figures = {
         "output tokens/s": tokens / middle,
         "requests/s": chosen.requests / middle,
         "seconds a round": middle,
     }
+    if stats.draft_tokens:
+        accepted = sum(stats.drafts_accepted)
+        figures["draft tokens accepted, share"] = accepted / stats.draft_tokens
+        figures["accepted a draft, tokens"] = accepted / stats.drafts
+    return figures

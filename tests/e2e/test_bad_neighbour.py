@@ -30,7 +30,6 @@ from octavo.engine.params import (
 from octavo.engine.step import Delta, Slice, StepStats, TokenLogprobs
 from octavo.engine.worker.computer import Computer, Launched
 from octavo.engine.worker.gathering import Work
-from octavo.engine.worker.sequences import AsOf
 
 from .daemon import serving
 from .prompts import mixed_prompts
@@ -269,12 +268,12 @@ def test_an_allocation_that_really_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     forward = Computer._forward
     failed = []
 
-    def greedy(computer: Computer, work: Work, beams: AsOf | None) -> Any:
+    def greedy(computer: Computer, work: Work, *rest: Any) -> Any:
         count = int(work.counts.sum())
         if count > 40 and work.slices[0].sequence >= 0:  # below: measuring at the start
             failed.append(count)
             torch.empty(1 << 50)
-        return forward(computer, work, beams)
+        return forward(computer, work, *rest)
 
     monkeypatch.setattr(Computer, "_forward", greedy)
     answers, _ = served(requests)

@@ -134,3 +134,10 @@ def test_bench_offline_counts_what_the_library_makes(
     tokens = figures["output tokens/s"] * figures["seconds a round"]
     assert tokens == pytest.approx(4 * 5)
     assert "output tokens/s" in capsys.readouterr().out
+    guessing = ["--speculative", "ngram", "--prompt-lookup-min", "1"]
+    words[words.index("--output-tokens") + 1] = "40"
+    words += [str(folder), "--kv-memory", "16MiB", "--max-model-len", "64", *guessing]
+    assert offline(words) == 0
+    figures = json.loads(out.read_text())["figures"]
+    assert 0 <= figures["draft tokens accepted, share"] <= 1
+    assert figures["accepted a draft, tokens"] <= 8
