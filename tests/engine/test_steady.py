@@ -27,6 +27,7 @@ from octavo.engine.params import SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.transfer import Array, Pinned
 from octavo.engine.worker import launch as launching
+from octavo.engine.worker.gathering import Work, gather
 from octavo.engine.worker.graphs import Recording, Yield
 from octavo.engine.worker.launch import launch
 from octavo.kernels import registry
@@ -232,6 +233,33 @@ def test_with_recorded_passes_a_step_is_few_calls(
         assert few == many
         assert many[0] <= 25 and many[1] == 1
     assert recorder.replays >= 4 * 2 * 2 * 2, "of passes and of draws"
+
+
+def test_guesses_travel_in_the_same_copy(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a step that verifies them, which is planned when the one before has landed."""
+    config = tiny_config(tmp_path, overlap="on", max_num_seqs=3, speculative="ngram")
+    executor = InlineExecutor(config, launch)
+    engine = Engine(Scheduler(config, executor.start(lambda *_: None)), executor, overlap=1)
+    gathered: list[bool] = []  # by step: whether anything is guessed
+
+    def noted(*given: Any) -> Work:
+        work = gather(*given)
+        gathered.append(work.guesses is not None)
+        return work
+
+    monkeypatch.setattr("octavo.engine.worker.computer.gather", noted)
+    for i in range(3):
+        sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0)
+        engine.add(request(f"r{i}", range(2 + i, 10 + i), seed=i, sampling=sampling))
+    sending = watch.sending
+    monkeypatch.setattr(watch, "sending", lambda inner: watch.looking_away(True)(sending(inner)))
+    while not engine.idle:
+        engine.step()
+    engine.stop()
+    assert any(gathered)
+    assert watch.copies == len(gathered)
 
 
 def test_who_asks_is_caught(watch: Watch) -> None:

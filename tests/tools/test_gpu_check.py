@@ -76,6 +76,21 @@ def test_goals_are_met_missed_or_not_run_with_the_reason_that_is_known() -> None
     assert judged["0.6B decode step, B=1, ms"] == "MISSED"
 
 
+def test_goals_name_parts_that_there_are() -> None:
+    """Else a figure that is missing would be told without its reason."""
+    bench, times = module("bench"), module("kernel_times")
+    shapes = {"small": "qwen3-0.6b", "large": "llama-3.1-8b"}
+    ours = times.KernelTimes(None, torch.device("cpu"), None, True, None)
+    parts = {
+        "bench": {part.name.format(**shapes) for part in bench.PARTS},
+        "kernels": {f"times: {work.__name__}" for work in ours.all},
+    }
+    named = [(goal.block, part) for goal in module("goals").GOALS for part in goal.made_by]
+    assert len(named) > 10
+    for block, part in named:
+        assert part in parts.get(block, {part}), part
+
+
 def test_the_load_and_its_floor_are_those_that_are_published() -> None:
     """nano-vllm's own numbers of tokens, and the floor worked out for 4.3 TB/s and 790 TFLOP/s."""
     bench = module("bench")
