@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from starlette.types import Message
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+_GO_ON = b"HTTP/1.1 100 "  # "send the body", to who has asked
+
 
 def speak(cycle: RequestResponseCycle, *, close: Callable[[], None], chunks: bool) -> None:
     """To be called before anything is answered.
@@ -20,7 +22,16 @@ def speak(cycle: RequestResponseCycle, *, close: Callable[[], None], chunks: boo
         close: is called after the connection's last answer, in place of closing it.
         chunks: whether the client understands them.
     """
-    cycle.transport = _Words(cycle.transport, close)  # type: ignore[assignment]
+    words = _Words(cycle.transport, close)
+    cycle.transport = words  # type: ignore[assignment]
+    ended = cycle.on_response
+
+    def end() -> None:
+        """Whatever the connection does next comes behind an answer that had no body."""
+        words.release()
+        ended()
+
+    cycle.on_response = end
     if not chunks:
         _end_with_the_connection(cycle)
 
@@ -50,9 +61,11 @@ class _Words:
         self._begun = False
 
     def write(self, data: bytes) -> None:
-        if not self._begun:
+        if data.startswith(_GO_ON):
+            self._transport.write(data)  # no part of the answer, which may be a refusal
+        elif not self._begun:
             self._begun, self._held = True, data
-            asyncio.get_running_loop().call_soon(self._release)
+            asyncio.get_running_loop().call_soon(self.release)
         elif self._held is None:
             self._transport.write(data)
         else:
@@ -63,10 +76,11 @@ class _Words:
         return self._transport.is_closing()
 
     def close(self) -> None:
-        self._release()
+        self.release()
         self._close()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """What is held waits no longer."""
         if self._held is not None:
             data, self._held = self._held, None
             self._transport.write(data)

@@ -9,16 +9,19 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from octavo.engine.errors import ConfigError
 from octavo.server import listener
+from octavo.server.cycle import speak
 from octavo.server.protocol import MAX_HEADERS, MAX_TARGET_BYTES
 
 from ..fakes.engine import ScriptedEngine
@@ -356,6 +359,75 @@ async def test_pipelined_requests_are_answered_in_their_order() -> None:
     async with listening(serve()) as url, connected(url) as client:
         client.send(GOOD + SMUGGLED + GOOD.replace(b"/v1/completions", b"/v1/nothing"))
         assert [(await client.answer())[0] for _ in range(3)] == [200, 200, 404]
+
+
+class Paper(asyncio.Transport):
+    """Keeps what is written, piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def answering(
+    paper: Paper, *, method: str = "GET", waits: bool = False, on_end: Callable[[], None]
+) -> RequestResponseCycle:
+    """`waits`: the client sends its body when it is asked to."""
+    event = asyncio.Event()
+    event.set()
+    cycle = RequestResponseCycle(
+        scope={"type": "http", "method": method},  # type: ignore[typeddict-item]
+        transport=paper,
+        flow=FlowControl(paper),
+        logger=logging.getLogger(),
+        access_logger=logging.getLogger(),
+        access_log=False,
+        default_headers=[],
+        message_event=event,
+        expect_100_continue=waits,
+        keep_alive=True,
+        on_response=on_end,
+    )
+    speak(cycle, close=paper.close, chunks=True)
+    return cycle
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+async def answer_ab(cycle: RequestResponseCycle) -> None:
+    headers = [(b"content-length", b"2")]
+    await cycle.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await cycle.send({"type": "http.response.body", "body": b"ab", "more_body": False})
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_is_written_when_it_has_ended(method: str) -> None:
+    """A connection that is closed, or refused what it says next, in the same turn of the loop had
+    the head of an answer without a body behind that."""
+    paper = Paper()
+    when_it_ended: list[list[bytes]] = []
+    cycle = answering(paper, method=method, on_end=lambda: when_it_ended.append([*paper.written]))
+    await answer_ab(cycle)
+    assert when_it_ended == [[HEAD + b"ab" if method == "GET" else HEAD]]
+    await asyncio.sleep(0)
+    assert [paper.written] == when_it_ended
+
+
+async def test_who_is_to_send_a_body_is_told_at_once() -> None:
+    """Told later, it was told behind a refusal of what it sent without waiting."""
+    paper = Paper()
+    cycle = answering(paper, waits=True, on_end=lambda: None)
+    await cycle.receive()
+    assert paper.written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    await answer_ab(cycle)
+    assert paper.written[1:] == [HEAD + b"ab"], "in one piece"
 
 
 async def test_a_flood_of_pipelined_requests_is_ended() -> None:
