@@ -34,16 +34,18 @@ class TileShape:
     rows: int  # queries x heads of a group
     cells: int
     warps: int
+    registers: int | None = None  # that a thread may have; None: the assembler's choice
 
 
-def tile_shape(columns: int, *, few: bool, fixed: bool) -> TileShape:
+def tile_shape(columns: int, *, few: bool, fixed: bool, float8: bool) -> TileShape:
     """For heads padded to `columns`. Found by compiling: with larger ones registers spill, if not
     on every GPU and with every Triton. With `fixed` there is one shape, so that the hardware adds
     in one order."""
     if fixed:
         return TileShape(64, 32, 8) if columns <= 128 else TileShape(32, 16, 8)
     if few:
-        return TileShape(16, 32, 4)
+        # Left to choose, the assembler spills a word of float8's to fit in a program more.
+        return TileShape(16, 32, 4, registers=168 if float8 else None)
     return TileShape(64, 64 if columns <= 128 else 32, 8)
 
 
@@ -86,10 +88,12 @@ class Plan:
             return out
         group = heads // kv_heads
         columns = max(16, triton.next_power_of_2(head_dim))
-        shape = tile_shape(columns, few=True, fixed=self.fixed)
+        query, cells = _side_by_side(query), as_stored(cache)
+        float8 = cells.dtype == torch.uint8
+        shape = tile_shape(columns, few=True, fixed=self.fixed, float8=float8)
         few = max(slices.query_lengths) * group <= max(shape.rows, group)
         if not few:
-            shape = tile_shape(columns, few=False, fixed=self.fixed)
+            shape = tile_shape(columns, few=False, fixed=self.fixed, float8=float8)
         rows = max(shape.rows, triton.next_power_of_2(group))
         tiles = None if few else self._tile(rows // group)
         splits = max(1, triton.cdiv(self.longest, SPLIT)) if few else 1
@@ -100,8 +104,6 @@ class Plan:
             sums = torch.empty((*size, head_dim), dtype=torch.float32, device=query.device)
             maxima = torch.empty(size, dtype=torch.float32, device=query.device)
             totals = torch.empty(size, dtype=torch.float32, device=query.device)
-        query, cells = _side_by_side(query), as_stored(cache)
-        float8 = cells.dtype == torch.uint8
         scale, value_scale = layer.scale, layer.value_scale
         if float8:
             scale, value_scale = scale * layer.key_scale * DECODED, value_scale * DECODED
@@ -118,7 +120,8 @@ class Plan:
             ROWS=rows, CELLS=shape.cells, BLOCK_SIZE=slices.block_size,
             SPLIT=SPLIT, CAPPED=softcap is not None, PARTS=parts, TILED=tiles is not None,
             TREE=slices.tree_masks is not None, KEEP=self.fixed and not parts, FLOAT8=float8,
-            UPCAST=interpreted(query), num_warps=shape.warps, enable_fp_fusion=fused,
+            UPCAST=interpreted(query), num_warps=shape.warps, maxnreg=shape.registers,
+            enable_fp_fusion=fused,
         )  # fmt: skip
         if parts:
             merge_kernel[(tokens * heads,)](

@@ -184,14 +184,15 @@ def _attention(dtype: str) -> Iterator[Variant]:
         ("decode", True, True),
         ("prompt", False, True),
     ]
-    for head_dim in (64, 80, 96, 128, 256):
+    for head_dim, group in ((64, 4), (80, 4), (96, 4), (128, 4), (128, 7), (256, 4)):
         columns = triton.next_power_of_2(head_dim)
         for kind, parts, fixed in ways:
-            shape = attention.tile_shape(columns, few=kind == "decode", fixed=fixed)
             # What float16 changes is the instruction, not how many registers are needed.
             for extra in ("", "capped", "tree", "float8") if dtype == "bf16" else ("",):
+                few, float8 = kind == "decode", extra == "float8"
+                shape = attention.tile_shape(columns, few=few, fixed=fixed, float8=float8)
                 given = {
-                    "GROUP": 4,
+                    "GROUP": group,
                     "HEAD_DIM": head_dim,
                     "BLOCK_D": columns,
                     "ROWS": shape.rows,
@@ -203,13 +204,16 @@ def _attention(dtype: str) -> Iterator[Variant]:
                     "TILED": kind == "prompt",
                     "TREE": extra == "tree",
                     "KEEP": fixed and not parts,
-                    "FLOAT8": extra == "float8",
+                    "FLOAT8": float8,
                     "UPCAST": False,
                     "num_warps": shape.warps,
+                    "maxnreg": shape.registers,
                     "enable_fp_fusion": not fixed,
                 }
-                name = f"{kind} {dtype} {head_dim} parts={parts} fixed={fixed} {extra}"
-                with_cache = types | ({"cache": "*u8"} if extra == "float8" else {})
+                name = (
+                    f"{kind} {dtype} {head_dim} group={group} parts={parts} fixed={fixed} {extra}"
+                )
+                with_cache = types | ({"cache": "*u8"} if float8 else {})
                 yield name, kernels.attend_kernel, with_cache, given
         given = {"HEAD_DIM": head_dim, "BLOCK_D": columns, "num_warps": 1}
         yield f"merge {dtype} {head_dim}", kernels.merge_kernel, types, given
