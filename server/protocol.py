@@ -279,6 +279,7 @@ class Protocol(HttpToolsProtocol):
             return
         if at_fault is not None and not at_fault.response_complete:
             at_fault.disconnected = True
+            at_fault.waiting_for_100_continue = False  # no more is asked of the client
             at_fault.message_event.set()
         elif at_fault is not None:  # its answer has been given before its body broke
             self._leave()

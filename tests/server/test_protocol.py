@@ -343,6 +343,13 @@ async def test_a_chunked_body_that_is_malformed_is_refused_and_the_connection_cl
     assert server.engine.requests == []
 
 
+async def test_who_was_refused_is_not_asked_for_a_body(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug of the server, says the log otherwise: nothing can be written behind a last word."""
+    head = POST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    refused(await exchange(head + b"zzz\r\n"), 400, "malformed_request")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 async def test_garbage_behind_a_request_does_not_write_into_its_answer() -> None:
     engine = ScriptedEngine(saying("abc"))
     engine.hold = asyncio.Event()
