@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_FIRST = 2  # tokens of a first draft, and after one that was wrong
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 32, 256  # tokens
-_LOOK_AGAIN = 8  # tokens after one whose place was not found
+_FIRST = 2  # tokens of a first draft, and after one of which nothing was right
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 256  # tokens
+_LOOK_AGAIN = 4  # tokens after one whose place was not found
 
 
 @dataclass(slots=True)
@@ -22,7 +22,6 @@ class _Record:
     """How the drafts of a sequence fared."""
 
     length: int = _FIRST  # of its next one
-    drafted: int = 0  # tokens of its last one
     pause: int = _SHORTEST_PAUSE  # tokens without one, when the next fails
     resumes: int = 0  # known tokens from which on there are drafts again
 
@@ -30,9 +29,8 @@ class _Record:
 class PromptLookup:
     """A `Proposer`.
 
-    A draft of which most was right makes the next one longer. One of which no more than half was
-    ends them for some tokens, and for twice as many the next time: a guess costs a good part of a
-    token where many sequences share a step, so guesses that are right now and then do not pay. To
+    A draft that was right makes the next one longer. One of which nothing was ends them for some
+    tokens, and for twice as many the next time: where texts do not repeat that is all it costs. To
     look costs some microseconds, and is not done at every token where nothing is found.
 
     Args:
@@ -54,10 +52,10 @@ class PromptLookup:
         self, row: int, known: npt.NDArray[np.int32], accepted: int | None
     ) -> tuple[int, ...]:
         record = self._records[row]
-        if accepted is not None and 2 * accepted > record.drafted:
+        if accepted:
             record.length = 2 * accepted + _FIRST
             record.pause = _SHORTEST_PAUSE
-        elif accepted is not None:
+        elif accepted == 0:
             record.length = _FIRST
             record.resumes = len(known) + record.pause
             record.pause = min(_LONGEST_PAUSE, 2 * record.pause)
@@ -65,7 +63,6 @@ class PromptLookup:
             return ()
         most = min(record.length, self._most)
         draft = continuation(known, self._shortest, self._longest, most)
-        record.drafted = len(draft)
         if not draft:
             record.resumes = len(known) + _LOOK_AGAIN
         return draft

@@ -150,13 +150,13 @@ def test_who_is_bound_by_what_was_said_gets_no_drafts(
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_text_that_repeats_takes_fewer_steps(tmp_path: Path, eager: bool) -> None:
     """Greedy answers of a random model run in circles; recorded steps or not."""
-    requests = crowd([{"temperature": 0.0, "max_tokens": 200}], count=4)
+    requests = crowd([{"temperature": 0.0, "max_tokens": 120}], count=4)
     expected, before = run(tiny_config(tmp_path, enforce_eager=eager), requests)
     config = tiny_config(tmp_path, enforce_eager=eager, speculative="ngram")
     said, stats = run(config, requests)
     assert said == expected
     assert stats.step < before.step
-    assert sum(stats.drafts_accepted) > 60
+    assert sum(stats.drafts_accepted) > 100
 
 
 def test_what_went_wrong_behind_a_right_guess_is_drawn_again() -> None:
@@ -214,8 +214,8 @@ def test_drafts_grow_while_they_are_right_and_pause_when_they_are_wrong() -> Non
         lengths.append(accepted := len(draft))
     assert lengths == [2, 6, 7, 7]
     begin = 40
-    for right, pause in ((0, 32), (1, 64), (1, 128), (0, 256), (1, 256)):  # of two, one is too few
-        assert lookup.propose(0, text[:begin], right) == ()
+    for pause in (16, 32, 64, 128, 256, 256):
+        assert lookup.propose(0, text[:begin], 0) == ()
         drafts = [lookup.propose(0, text[:end], None) for end in range(begin, begin + 300)]
         assert [len(draft) for draft in drafts] == [0] * pause + [2] * (300 - pause)
         begin += pause
