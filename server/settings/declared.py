@@ -179,9 +179,9 @@ class Settings:
         kinds.choice("none", "ngram"),
         _ENGINE.speculative,
         "Scheduling",
-        "Guess tokens, and compute and verify several in one step; no answer changes. `ngram`: "
-        "what followed the last tokens when prompt or answer had them before. It pays where "
-        "answers repeat what is known: edits, summaries, code.",
+        "Guess tokens, and compute and verify several in one step; answers change no more than by "
+        "other company in the batch. `ngram`: what followed the last tokens when prompt or answer "
+        "had them before. It pays where answers repeat what is known: edits, summaries, code.",
     )
     num_speculative_tokens: int = setting(
         kinds.integer(1, LONGEST_DRAFT),
