@@ -31,7 +31,11 @@ class StepBudget:
         self._guesses = max(0, tokens - len(running))  # tokens left for drafts
         streams = []
         if target > 0:
-            streams = [(s.computed, s.pending) for s in running if s.pending - len(s.draft) == 1]
+            streams = [
+                (s.computed, pending)
+                for s in running
+                if (pending := s.pending) - len(s.draft) == 1
+            ]
         if streams:
             spare = target - time.predict_decoding(streams)
             self._seconds = max(spare, _LEAST_SHARE * target)

@@ -44,7 +44,7 @@ class StepTime:
         """Seconds of a step that computes, for each of these, so many tokens from a position on
         (start, count)."""
         tokens = sum([count for _, count in streams])
-        pairs = sum([_pairs(start, count) for start, count in streams])
+        pairs = sum([n * (start + (n + 1) / 2) for start, n in streams])  # `_pairs`, every step
         return self._cost(1.0, len(streams), tokens, pairs)
 
     def price(self, start: int, count: int) -> float:
