@@ -32,9 +32,7 @@ class StepBudget:
         streams = []
         if target > 0:
             streams = [
-                (s.computed, pending)
-                for s in running
-                if (pending := s.pending) - len(s.draft) == 1
+                (s.computed, pending) for s in running if (pending := s.pending) - len(s.draft) == 1
             ]
         if streams:
             spare = target - time.predict_decoding(streams)
