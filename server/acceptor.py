@@ -1,4 +1,4 @@
-"""`Acceptor`: takes the connections of a listening socket, all that wait, in one turn of the loop.
+"""`Acceptor`: takes the connections of a listening socket, many that wait in one turn of the loop.
 
 An event loop of libuv takes one in each of its turns. Where the tokens of many streams make a turn
 long, newcomers then stand in line in the kernel, for seconds if there are many, before anybody can
@@ -14,7 +14,9 @@ import socket
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
-_AT_ONCE = 64  # in one turn: whoever floods the port does not keep the streams waiting
+# In one turn: a flood does not keep the streams waiting, and those that are to be refused, some
+# turns later, fit into the files that `listener` keeps back.
+_AT_ONCE = 16
 _PAUSE_SECONDS = 0.1
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 

@@ -57,7 +57,7 @@ def on_daemon_loop(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def test_all_that_wait_are_taken_in_one_turn() -> None:
+def test_many_that_wait_are_taken_in_one_turn() -> None:
     async def work() -> None:
         loop, turns = asyncio.get_running_loop(), 0
         taken_in: list[int] = []
@@ -77,7 +77,7 @@ def test_all_that_wait_are_taken_in_one_turn() -> None:
                 loop.call_soon(turn)
 
         with listening() as listener:
-            clients = [socket.create_connection(listener.getsockname()) for _ in range(50)]
+            clients = [socket.create_connection(listener.getsockname()) for _ in range(16)]
             acceptor = Acceptor(listener, Counting)
             turn()
             async with asyncio.timeout(30):
@@ -85,7 +85,7 @@ def test_all_that_wait_are_taken_in_one_turn() -> None:
             acceptor.close()
         for client in clients:
             client.close()
-        assert taken_in[-1] - taken_in[0] <= 1  # one each turn it would be 49
+        assert taken_in[-1] - taken_in[0] <= 1  # one each turn it would be 15
 
     on_daemon_loop(work())
 
