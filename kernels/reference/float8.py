@@ -53,8 +53,6 @@ class Float8Linear:
         self._bias = bias
         self._dtype = dtype
         self._round_inputs = round_inputs
-        # A GPU's product with scales of rows gives bfloat16 only.
-        self._product_dtype = torch.bfloat16 if weight.is_cuda else torch.float32
 
     def __call__(self, x: Tensor | Float8Rows) -> Tensor:
         return self._product(x).to(x.dtype if isinstance(x, Tensor) else self._dtype)
@@ -75,14 +73,13 @@ class Float8Linear:
         return out if self._bias is None else out.float().add_(self._bias)
 
     def _multiply(self, x: Tensor, scales: Tensor) -> Tensor:
-        out: Tensor = torch._scaled_mm(
-            x,
-            self._weight.T,
-            scale_a=scales,
-            scale_b=self._scales.T,
-            out_dtype=self._product_dtype,
-        )
-        return out
+        weight, by = self._weight.T, self._scales.T
+        if x.is_cuda:  # which with scales of rows gives bfloat16 only
+            return torch._scaled_mm(x, weight, scale_a=scales, scale_b=by, out_dtype=torch.bfloat16)
+        # A CPU takes scales of rows from torch 2.12 on only.
+        one = scales.new_ones(())
+        out = torch._scaled_mm(x, weight, scale_a=one, scale_b=one, out_dtype=torch.float32)
+        return out.mul_(scales).mul_(by)
 
     def rows(self, ids: Tensor) -> Tensor:
         chosen = self._weight.view(torch.uint8)[ids].view(self._weight.dtype)

@@ -91,6 +91,22 @@ def test_the_product(
         assert torch.equal(linear.rows(ids), rounded[ids].to(dtype))
 
 
+@PACK
+def test_a_cpu_is_asked_for_no_scales_of_rows(
+    pack: PackFloat8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 has none there."""
+    product = torch._scaled_mm
+
+    def older(*matrices: Tensor, scale_a: Tensor, scale_b: Tensor, **how: torch.dtype) -> Tensor:
+        assert matrices[0].is_cuda or scale_a.numel() == scale_b.numel() == 1
+        return product(*matrices, scale_a=scale_a, scale_b=scale_b, **how)
+
+    monkeypatch.setattr(torch, "_scaled_mm", older)
+    linear = pack(_drawn(32, 64), None, None, torch.float32)
+    assert linear(_drawn(3, 64)).shape == (3, 32)
+
+
 def _gpu_norm(*arguments: Tensor | float) -> Float8Rows:
     pytest.importorskip("triton")
     from octavo.kernels.cuda import norm

@@ -65,7 +65,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) attend_decodes(
   __shared__ float all_peaks[kStreams][GROUP];
   __shared__ float all_totals[kStreams][GROUP];
 
-  const int sequence = blockIdx.x, kv_head = blockIdx.y, split = blockIdx.z;
+  const int sequence = blockIdx.x, kv_head = blockIdx.y;
+  [[maybe_unused]] const int split = blockIdx.z;  // of no use without PARTS
   const int thread = threadIdx.x, lane = thread % kLanes, stream = thread / kLanes;
   const int context = contexts[sequence];
   const int first = context - window > 0 ? context - window : 0;
