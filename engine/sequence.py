@@ -78,7 +78,7 @@ class Sequence:
     def pending(self) -> int:
         """Tokens known or guessed but not computed: the only quantity the scheduler needs."""
         known = len(self.token_ids) + self.promised + len(self.draft)
-        return min(known, self.end) - self.computed
+        return (known if known < self.end else self.end) - self.computed  # asked at every step
 
     @property
     def output_length(self) -> int:

@@ -213,7 +213,10 @@ class Sampler:
         if self._grammar is None:
             return {}
         with self._lock:
-            bound = self._needs[-1, rows] & (self._rows["logprobs"][rows] == _NO_LOGPROBS)
+            bound = self._needs[-1, rows]
+            if not bound.any():
+                return {}
+            bound &= self._rows["logprobs"][rows] == _NO_LOGPROBS
             runs = {
                 i: self._grammar.forced(int(rows[i]), histories)
                 for i in np.flatnonzero(bound).tolist()
@@ -243,7 +246,7 @@ class Sampler:
 
     def _settle(self, rows: Rows, positions: Rows, histories: Histories) -> Settled:
         with self._lock:
-            state = self._rows[rows]
+            state = self._rows.take(rows)  # a third of the time of indexing by them
             numbers = self._drawer.numbers(state, positions)
             if state["plain"].all():
                 none = np.zeros(0, np.int64)

@@ -49,7 +49,8 @@ class StepBudget:
 
     def grant(self, sequence: Sequence) -> int:
         """How many of its pending tokens a sequence may compute; 0 when it must wait."""
-        count = min(sequence.pending, self.tokens)
+        pending = sequence.pending
+        count = pending if pending < self.tokens else self.tokens
         if sequence.draft:
             return min(count, 1 + self._guesses)
         if count <= 1 or self._seconds is None:

@@ -151,12 +151,7 @@ class SampleSearch:
     ) -> Delta:
         first = sequence.first_token is None
         if not first and reason is None:  # most of all deltas
-            return Delta(
-                request_id=sequence.request.id,
-                index=sequence.index,
-                token_ids=accepted,
-                logprobs=result.logprobs,
-            )
+            return Delta(sequence.request.id, sequence.index, accepted, result.logprobs)
         untold = first and not self._emitted(sequence.index)  # else an earlier attempt has told it
         if first:
             sequence.first_token = now

@@ -319,10 +319,10 @@ def _take_promised(sequence: Sequence, piece: Slice, result: SliceResult) -> str
         sequence.overtaken -= 1
         return None
     sequence.promised -= 1
-    early = min(len(result.token_ids) - 1, sequence.promised)
-    if early > 0:
+    given = len(result.token_ids)
+    if given > 1 and sequence.promised:
+        early = min(given - 1, sequence.promised)
         sequence.promised -= early
         sequence.overtaken += early
-    forced = len(result.token_ids) > 1 and not piece.draft
-    sequence.stepwise = forced or bool(result.draft)
-    return None if result.token_ids else "the executor gave no token for this sequence"
+    sequence.stepwise = (given > 1 and not piece.draft) or bool(result.draft)
+    return None if given else "the executor gave no token for this sequence"

@@ -36,18 +36,9 @@ def next_slice(sequence: Sequence, count: int) -> Slice:
     sequence.told_blocks = len(table)
     sequence.computed = stop
     sequence.in_flight += 1
-    return Slice(
-        sequence=sequence.id,
-        start=start,
-        count=count,
-        wants=wants,
-        token_ids=appended,
-        first_block=told,
-        blocks=tuple(table[told:]) if told < len(table) else (),
-        history=history,
-        adapter=sequence.request.adapter,
-        draft=draft,
-    )
+    blocks = tuple(table[told:]) if told < len(table) else ()
+    adapter = sequence.request.adapter
+    return Slice(sequence.id, start, count, wants, appended, told, blocks, history, adapter, draft)
 
 
 def _introduce(sequence: Sequence) -> History:

@@ -12,9 +12,8 @@ from ..step import Slice, Wants
 from .inputs import Layout
 from .sequences import Integers, SequenceTable
 
-_TOKEN = int(Wants.TOKEN)
 _KINDS = (
-    _TOKEN,
+    int(Wants.TOKEN),
     int(Wants.CANDIDATES),
     int(Wants.PROMPT_LOGPROBS),
     int(Wants.EMBEDDING | Wants.EMBEDDING_SUM),
@@ -54,8 +53,17 @@ def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
     slices, rows, failed = _take_in(given, table)
     counts = np.array([part.count for part in slices], dtype=np.int64)
     contexts = np.array([part.start for part in slices], dtype=np.int64) + counts
-    wants = np.array([part.wants for part in slices], dtype=np.int64)
-    sampling, searching, scoring, pooling = _wanting(wants)
+    guesses = None
+    if any(part.draft for part in slices):
+        guesses = np.array([len(part.draft) for part in slices], dtype=np.int64)
+    table.guess(rows, 0 if guesses is None else guesses)
+    able = table.reach(rows) >= contexts
+    if not able.all():
+        failed |= {slices[i].sequence: LACKING for i in np.flatnonzero(~able).tolist()}
+        slices = [slices[i] for i in np.flatnonzero(able).tolist()]
+        rows, counts, contexts = rows[able], counts[able], contexts[able]
+        guesses = None if guesses is None else guesses[able]
+    sampling, searching, scoring, pooling = _wanting(slices)
     known, ends = table.known(rows), np.cumsum(counts)
     layout = Layout(
         rows=rows,
@@ -67,12 +75,10 @@ def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
         draws=sampling,
         places=contexts[sampling],
     )
-    guesses = None
-    if any(part.draft for part in slices):
-        guesses = np.array([len(part.draft) for part in slices], dtype=np.int64)
+    if guesses is not None:
         layout, contexts = _with_guesses(layout, guesses, searching), contexts - guesses
     return Work(
-        slices=slices,
+        slices=tuple(slices),
         rows=rows,
         counts=counts,
         contexts=contexts,
@@ -102,19 +108,21 @@ def _with_guesses(layout: Layout, guesses: Integers, searching: Integers) -> Lay
     )
 
 
-def _wanting(wants: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+def _wanting(slices: Sequence[Slice]) -> tuple[Integers, Integers, Integers, Integers]:
     """Indexes of the slices that want a token, candidates, scores of the prompt, an embedding."""
-    if (wants == _TOKEN).all():  # as in most steps
+    wanted = [part.wants for part in slices]
+    if wanted.count(Wants.TOKEN) == len(wanted):  # as in most steps
         none = np.zeros(0, np.int64)
-        return np.arange(len(wants)), none, none, none
+        return np.arange(len(wanted)), none, none, none
+    wants = np.array(wanted, dtype=np.int64)
     sampling, searching, scoring, pooling = [np.flatnonzero(wants & kind) for kind in _KINDS]
     return sampling, searching, scoring, pooling
 
 
 def _take_in(
     given: Sequence[Slice], table: SequenceTable
-) -> tuple[tuple[Slice, ...], Integers, dict[int, str]]:
-    """The slices that can be computed, the rows of their sequences, and why the others cannot."""
+) -> tuple[list[Slice], Integers, dict[int, str]]:
+    """The slices of known sequences, the rows of these, and why the others cannot be computed."""
     failed: dict[int, str] = {}
     slices: list[Slice] = []
     found: list[int] = []
@@ -125,10 +133,4 @@ def _take_in(
             failed[part.sequence] = str(error)
         else:
             slices.append(part)
-    rows = np.array(found, dtype=np.int64)
-    able = table.reach(rows) >= [part.start + part.count for part in slices]
-    if not able.all():
-        failed |= {slices[i].sequence: LACKING for i in np.flatnonzero(~able).tolist()}
-        slices = [slices[i] for i in np.flatnonzero(able).tolist()]
-        rows = rows[able]
-    return tuple(slices), rows, failed
+    return slices, np.array(found, dtype=np.int64), failed

@@ -76,7 +76,7 @@ class SequenceTable:
         self.prompt_lengths = np.zeros(rows, dtype=np.int64)
         self.block_tables = np.zeros((rows, -(-longest // block_size)), dtype=np.int32)
         self._promised = np.zeros(rows, dtype=np.int64)  # the last so many tokens
-        self._guessed = np.zeros(rows, dtype=np.int64)  # behind the known ones, by the last slice
+        self._guessed = np.zeros(rows, dtype=np.int64)  # behind the known ones (`guess`)
         self._kept = np.zeros(rows, dtype=np.int64)  # tokens of steps that have succeeded
         self._mapped = np.zeros(rows, dtype=np.int64)  # entries of the block table that are set
         # From where on tokens, and entries of the block table, are news (`news`).
@@ -99,18 +99,16 @@ class SequenceTable:
         Raises:
             SequenceFailed: the sequence is unknown.
         """
+        row = self._row_of.get(part.sequence)
         if part.history is not None:
             row = self._admit(part.sequence, part.history)
-        elif part.sequence in self._row_of:
-            row = self._row_of[part.sequence]
-        else:
+        elif row is None:
             raise SequenceFailed("an earlier step, which brought the sequence's history, failed")
         if part.token_ids or part.history is not None:
             length = self._kept[row] + len(part.token_ids)
             self.token_ids[row, self._kept[row] : length] = part.token_ids
             self._news_tokens[row] = min(self._news_tokens[row], self._kept[row])
             self.lengths[row] = length
-        self._guessed[row] = len(part.draft)
         if part.draft:
             length = self._kept[row] + len(part.token_ids)
             self.token_ids[row, length : length + len(part.draft)] = part.draft
@@ -121,6 +119,10 @@ class SequenceTable:
             self._news_blocks[row] = min(self._news_blocks[row], part.first_block)
             self._mapped[row] = end
         return row
+
+    def guess(self, rows: Integers, counts: Integers | int) -> None:
+        """So many guesses stand behind the known tokens of each: those of its last slice."""
+        self._guessed[rows] = counts
 
     def reach(self, rows: Integers) -> Integers:
         """How many positions of each sequence can be computed: it has their blocks, and their
