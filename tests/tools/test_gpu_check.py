@@ -217,6 +217,23 @@ def test_what_an_absent_package_has_can_be_made_but_not_used(
         del sys.modules["no_such_package"], sys.modules["no_such_package.inner"]
 
 
+def test_a_daemon_whose_packages_are_only_stood_in_for_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, path = module("server"), tmp_path / "found.json"
+    module("absent").stand_in("no_such_package")
+    monkeypatch.setattr(server, "_NEEDED", ("no_such_package", "pytest", "nor_this_one"))
+    try:
+        server.run(
+            module("report").Options(device="cpu", small=True, seconds=60.0),
+            module("report").Report(path),
+        )
+    finally:
+        del sys.modules["no_such_package"]
+    reason = json.loads(path.read_text())["a rate sweep"]["not_run"]
+    assert reason == "the daemon needs no_such_package, nor_this_one, not installed here"
+
+
 def test_libraries_are_asked_as_they_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

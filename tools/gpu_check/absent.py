@@ -11,12 +11,16 @@ def stand_in(*names: str) -> None:
     """Modules for those of `names` that are not installed: what is imported from them can be made,
     as an engine does when it starts, but not used."""
     for name in names:
-        root = name.partition(".")[0]
-        if root in sys.modules and not isinstance(sys.modules[root], _Absent):
-            continue
-        if root not in sys.modules and importlib.util.find_spec(root) is not None:
-            continue
-        sys.modules[name] = _Absent(name)
+        if not is_installed(name.partition(".")[0]):
+            sys.modules[name] = _Absent(name)
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is the package itself, and not only what stands in for it."""
+    known = sys.modules.get(package)
+    if known is not None:
+        return not isinstance(known, _Absent)
+    return importlib.util.find_spec(package) is not None
 
 
 class _Absent(ModuleType):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from .absent import is_installed
 from .models import SHAPES, Offline, folder_of, prompts
 from .report import Missing, Options, Report
 
@@ -40,7 +40,7 @@ class _Served:
 
     def sweep(self) -> None:
         options, report = self._options, self._report
-        lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+        lacking = [name for name in _NEEDED if not is_installed(name)]
         if lacking:
             raise Missing(f"the daemon needs {', '.join(lacking)}, not installed here")
         self._write_tokenizer()
