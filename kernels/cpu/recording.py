@@ -97,6 +97,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._arena = arena
         self._clear = clear
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch loads its compiler, only to have it look away, when it first asks: one to
+        three seconds that an answer under way waits for."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -67,6 +69,26 @@ def test_a_replay_does_the_work_with_what_is_there_now(level: str, dtype: torch.
                 recording.replay()
             for expected, got in zip(work(ids, ids), results, strict=True):
                 assert expected.dtype == got.dtype and torch.equal(expected, got)
+
+
+ALONE = """
+import sys, torch
+from octavo.kernels.cpu.offer import offer
+ops = offer(sys.argv[1])
+matrix, ids = torch.ones(3, 4), torch.tensor([2])
+_, (row,) = ops["recorder"]().record(lambda: (ops["take_rows"](matrix, ids),))
+assert row.tolist() == [[1.0] * 4]
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS[:1])
+def test_torch_does_not_load_its_compiler_to_record(level: str) -> None:
+    """It takes seconds, and whoever is being answered then would wait for them."""
+    made(level)  # or there is no C++ compiler
+    command = [sys.executable, "-c", ALONE, level]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.parametrize("level", LEVELS[:1])
