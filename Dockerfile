@@ -4,7 +4,7 @@
 #   docker run -p 8000:8000 -v octavo-models:/models octavo:cpu [MODEL] [--flags]
 #   docker run --gpus all -p 8000:8000 -v ~/.cache/huggingface:/models octavo:cuda MODEL [--flags]
 # The last finds what the host has downloaded; with --user "$(id -u)" it downloads there, too.
-# The cuda image has not been built or run yet.
+# The cuda image has been built, and says so where there is no GPU; on one it has not run yet.
 # Where the package index at hand has only CUDA builds of torch, name one with CPU builds in
 # TORCH_INDEX_URL: the cpu image shrinks by gigabytes.
 

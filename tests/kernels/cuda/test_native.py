@@ -138,6 +138,26 @@ def test_it_compiles_without_a_spill(architecture: str, tmp_path: Path) -> None:
     print(json.dumps(seen))
 
 
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "parts"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_compiler_of_the_toolkit_has_nothing_to_say(
+    architecture: str, parts: bool, tmp_path: Path
+) -> None:
+    if (compiler := shutil.which("nvcc")) is None:
+        pytest.skip("nvcc is not installed")
+    shape = native.defines(
+        head_dim=256, group=native.LARGEST_GROUP, block_size=16, parts=parts, dtype=torch.float16
+    )
+    macros = [f"-D{name}={value}" for name, value in shape.items()]
+    told = subprocess.run(
+        [compiler, "-std=c++17", f"-arch={architecture}", "-Werror=all-warnings", "-Xptxas", "-v",
+         *macros, "-cubin", native.SOURCE, "-o", tmp_path / "kernel.cubin"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in told.stderr
+
+
 def test_what_the_compiler_says_is_told() -> None:
     if nvrtc.find_compiler() is None:
         with pytest.raises(nvrtc.CompilationFailed, match="no NVRTC library"):
