@@ -41,7 +41,9 @@ class EngineConfig:
     scheduling_policy: str = "fcfs"  # or "priority"
     preemption: str = "auto"  # auto | recompute | swap
     overlap: str = "auto"  # auto | on | off: the next step is planned while one computes
-    speculative: str = "none"  # or "ngram": who guesses tokens that are verified together
+    # Who guesses tokens that are verified together: none | ngram | auto, that where no answer
+    # can change.
+    speculative: str = "auto"
     num_speculative_tokens: int = 8  # 1 .. LONGEST_DRAFT, of a draft at most
     prompt_lookup_min: int = 3  # tokens that are looked for in what was said, at least ...
     prompt_lookup_max: int = 5  # ... and at most
@@ -53,5 +55,5 @@ class EngineConfig:
 
     @property
     def longest_draft(self) -> int:
-        """Tokens of a draft at most; 0: nothing is guessed."""
-        return 0 if self.speculative == "none" else self.num_speculative_tokens
+        """Tokens of a draft at most; 0: nothing is guessed, or that is not settled yet."""
+        return self.num_speculative_tokens if self.speculative == "ngram" else 0

@@ -70,6 +70,9 @@ class Slice(NamedTuple):
     `draft` are guesses of what follows the known tokens, the last of the `count`: they are computed
     as if they were right, and those that are drawn where they stand are accepted (Leviathan et al.
     2023). They form a chain. Sampling is the verification of an empty draft.
+
+    `guess`: how many tokens of what follows the token it yields are worth guessing, at most: they
+    come back as the result's draft.
     """
 
     sequence: int
@@ -82,6 +85,7 @@ class Slice(NamedTuple):
     history: History | None = None
     adapter: str | None = None
     draft: tuple[int, ...] = ()
+    guess: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,7 @@ class StepOutput:
     results: tuple[SliceResult, ...]
     seconds: float = 0.0  # wall time of the compute
     attempts: int = 1  # computes it took: more than one where the step failed and was run apart
+    usual: bool = True  # whether such a step will take as long again: nothing was recorded in it
     graphs_recorded: int = 0  # of steps that are alike, so far ...
     graphs_planned: int = 0  # ... and in the end
 

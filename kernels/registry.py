@@ -73,6 +73,19 @@ def explain(
     return {name: provider for name, (provider, _) in _choose(device, providers).items()}
 
 
+def sums_alone(
+    device: torch.device, providers: Mapping[str, tuple[str, ...]] | None = None
+) -> bool:
+    """Whether what a sequence yields depends, bitwise, on nothing else in the step: its products
+    and its attention are of our own C++. What else sums treats each row by itself anywhere. It is
+    not said of 8-bit floats, whose ops are the reference's on a CPU."""
+    given = explain(device, providers)
+    return all(given[op].startswith("cpu.") for op in _OF_SEVERAL_ROWS)
+
+
+_OF_SEVERAL_ROWS = ("pack_linear", "pack_quantized", "plan_attention", "attend_projected")
+
+
 def _choose(
     device: torch.device, providers: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, Callable[..., Any] | None]]:

@@ -34,6 +34,8 @@ class Capacity:
     itl_target_seconds: float = 0.0  # inter-token target that suits the device; 0: none
     max_num_seqs: int = 64  # where the configuration leaves it to the device ...
     max_num_batched_tokens: int = 2048  # ... as this
+    longest_draft: int = 0  # tokens that are guessed at a time, at most; 0: none are
+    most_draws: int = 2048  # of a step: one of each sequence, and one behind each guess
     overlap: int = 0  # steps that may be submitted ahead of the one whose output is awaited
 
 

@@ -161,6 +161,7 @@ class Roster:
     def end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Free all that `sequence` holds and have the compute wing forget it."""
         self._blocks.free(sequence)
+        self._drafts.forget(sequence)
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         else:

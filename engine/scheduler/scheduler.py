@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Set
+from math import inf
 
 from ..cache.manager import BlockManager
 from ..config import EngineConfig
@@ -61,7 +62,11 @@ class Scheduler:
             prefix_caching=config.prefix_caching,
         )
         self._preemption = Preemption(config.preemption, capacity, self._blocks)
-        self._drafts = Drafts(self._blocks)
+        self._drafts = Drafts(
+            self._blocks,
+            longest=capacity.longest_draft,
+            most_draws=capacity.most_draws,
+        )
         self._roster = Roster(
             blocks=self._blocks,
             policy=policy_named(config.scheduling_policy),
@@ -73,6 +78,7 @@ class Scheduler:
         self._audits = Audits(self._blocks, self._roster)
         self._in_flight: deque[StepPlan] = deque()
         self._step = 0  # number of the next plan
+        self._committed = inf  # when the last step was, if there was more to do
 
     @property
     def has_work(self) -> bool:
@@ -123,6 +129,7 @@ class Scheduler:
         awaited = 0  # blocks behind the fence that sequences of this step wait for
         preempted = False
         running = self._roster.in_order(now)
+        self._drafts.weigh(running)
         budget = StepBudget(
             self._most_tokens, target=self._itl_target, running=running, time=self.step_time
         )
@@ -178,8 +185,10 @@ class Scheduler:
         A sequence that has ended meanwhile is passed over: what was computed for it is dropped.
         """
         self._settle(plan)
-        if output.attempts == 1:
+        if output.attempts == 1 and output.usual:
             self.step_time.observe(plan, output.seconds)
+            # With what planning took: it is more where there are drafts.
+            self._drafts.observe(plan, max(output.seconds, now - self._committed))
         deltas: list[Delta] = []
         results = {result.sequence: result for result in output.results}
         live = self._roster.live
@@ -204,9 +213,10 @@ class Scheduler:
                 # What was accepted of a draft is published with the next token.
                 self._blocks.publish(sequence, piece.start + piece.count - len(piece.draft))
             deltas += search.advance(sequence, piece, result, now)
-            if result.draft:
+            if piece.guess:
                 self._drafts.propose(sequence, result.draft)
         self._audits.make(self._step)
+        self._committed = now if self._roster.running else inf
         return deltas
 
     def fail_step(self, plan: StepPlan, error: str, now: float) -> list[Delta]:
@@ -286,7 +296,7 @@ class Scheduler:
             sequence.first_scheduled = now
         if count > 1:
             self._blocks.announce(sequence, count)
-        return next_slice(sequence, count)
+        return next_slice(sequence, count, self._drafts.wish(sequence))
 
     def _issue(self, slices: list[Slice]) -> StepPlan:
         plan = StepPlan(

@@ -13,11 +13,11 @@ SAMPLES = (Wants.TOKEN, Wants.TOKEN | Wants.PROMPT_LOGPROBS)
 """What a slice wants that yields a token of its sequence."""
 
 
-def next_slice(sequence: Sequence, count: int) -> Slice:
+def next_slice(sequence: Sequence, count: int, guess: int = 0) -> Slice:
     """The slice of the next `count` pending tokens, whose blocks are in the table already.
 
     They count as computed from here on, and a token that is to be sampled as promised: of a draft
-    nothing but what follows the known tokens is sure to come.
+    nothing but what follows the known tokens is sure to come. `guess`: see `Slice`.
     """
     start = sequence.computed
     stop = start + count
@@ -38,7 +38,9 @@ def next_slice(sequence: Sequence, count: int) -> Slice:
     sequence.in_flight += 1
     blocks = tuple(table[told:]) if told < len(table) else ()
     adapter = sequence.request.adapter
-    return Slice(sequence.id, start, count, wants, appended, told, blocks, history, adapter, draft)
+    return Slice(
+        sequence.id, start, count, wants, appended, told, blocks, history, adapter, draft, guess
+    )
 
 
 def _introduce(sequence: Sequence) -> History:

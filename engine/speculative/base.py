@@ -1,4 +1,7 @@
-"""`Proposer`: drafts what sequences may say next. A wrong guess costs time and changes nothing."""
+"""`Proposer`: drafts what sequences may say next. A wrong guess costs time and changes nothing.
+
+Whether guesses are worth their time is not its business: planning asks for as many as are.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,8 @@ import numpy.typing as npt
 
 
 class Proposer(Protocol):
-    """Drafts chains of tokens, by row of the sequence table."""
+    """Drafts chains of tokens."""
 
-    def admit(self, row: int) -> None:
-        """A sequence now lives in `row`; forget who lived there before."""
-
-    def propose(
-        self, row: int, known: npt.NDArray[np.int32], accepted: int | None
-    ) -> tuple[int, ...]:
-        """What may follow the known tokens of a sequence; empty for nothing. `accepted`: how many
-        tokens of a draft were right in this step; None: there was none."""
+    def propose(self, known: npt.NDArray[np.int32], most: int) -> tuple[int, ...]:
+        """`most` tokens, or fewer, that may follow the known ones of a sequence, contiguous; empty
+        for nothing."""

@@ -170,8 +170,6 @@ class Computer:
         for part, row in zip(work.slices, work.rows.tolist(), strict=True):
             if part.history is not None:
                 self._sampler.admit(row, part.history.params, part.history.seed)
-                if self._proposer is not None:
-                    self._proposer.admit(row)
         return work
 
     def _waits(self, work: Work) -> bool:
@@ -241,13 +239,19 @@ class Computer:
             self._propose(self._proposer, work, drawing, chosen)
 
     def _propose(self, proposer: Proposer, work: Work, drawing: Integers, chosen: Chosen) -> None:
-        """What these slices' sequences may say next, where several tokens can be drawn at once."""
-        for i in drawing[self._sampler.foreseeable(work.rows[drawing])].tolist():
-            row, said = int(work.rows[i]), len(chosen.token_ids[i])
-            known = self._table.token_ids[row, : int(work.contexts[i]) + said]
-            accepted = said - 1 if work.slices[i].draft else None
-            if draft := proposer.propose(row, known, accepted):
-                chosen.drafts[i] = draft
+        """What sequences may say next, where that was asked and several tokens can be drawn at
+        once."""
+        asked = [i for i in drawing.tolist() if work.slices[i].guess]
+        if not asked:
+            return
+        rows = work.rows[asked]
+        able = self._sampler.foreseeable(rows).tolist()
+        for i, row, may in zip(asked, rows.tolist(), able, strict=True):
+            if may:
+                length = int(work.contexts[i]) + len(chosen.token_ids[i])
+                known = self._table.token_ids[row, :length]
+                if draft := proposer.propose(known, work.slices[i].guess):
+                    chosen.drafts[i] = draft
 
     # --- on the stream -------------------------------------------------------------------------
 

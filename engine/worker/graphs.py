@@ -56,6 +56,10 @@ class Forwards(Protocol):
     def planned(self) -> int:
         """Graphs there will be."""
 
+    @property
+    def learning(self) -> bool:
+        """Whether the last call took longer than the next ones like it, for a recording's sake."""
+
     def __call__(self, batch: Batch) -> Yield:
         """Stores the batch's keys and values. What it returns is good until the next call."""
 
@@ -73,6 +77,7 @@ class Eager:
     """Kernel by kernel."""
 
     recorded = planned = 0
+    learning = False
 
     def __init__(self, model: Model, kv: KVCache) -> None:
         self._model = model
@@ -143,6 +148,8 @@ class GpuRecorder:
 
 class Graphed:
     """Replays what has been recorded, and computes the rest kernel by kernel."""
+
+    learning = False  # it records between steps
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from octavo.kernels import registry
 from octavo.kernels.ops import NotRecordable, Ops
 
 from ..checkpoint import ModelConfig, read_model_config, weight_files
-from ..config import EngineConfig
+from ..config import LONGEST_DRAFT, EngineConfig
 from ..device import (
     DeviceMemory,
     available_cores,
@@ -37,7 +37,7 @@ from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.rules import standard_rules
 from ..sampling.sampler import Sampler
-from ..speculative.choice import proposer_for
+from ..speculative.choice import proposer_for, settled
 from ..transfer import transfer_to
 from ..weights import load_model
 from .computer import Computer
@@ -79,7 +79,6 @@ def launch(
         ConfigError: the checkpoint cannot be loaded, or it does not fit.
     """
     stream = stream or AtOnce()
-    proposer = proposer_for(config)
     numbers = read_model_config(config.model)
     device = pick_device(config.device)
     sequences, step_tokens = step_limits(device)
@@ -90,10 +89,13 @@ def launch(
     )
     dtype = pick_dtype(config.dtype, numbers.dtype, device)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-    gpu = memory_of(device)
-    memory = None if gpu is not None else _plan(config, numbers, dtype, kv_dtype)
     progress("preparing kernels", 0, 0)
-    ops = _ops(config, device, providers)
+    ops, sums_alone = _ops(config, device, providers)
+    gpu = memory_of(device)
+    config, reason = settled(config, numbers, gpu=gpu is not None, sums_alone=sums_alone)
+    log.info("speculative decoding: %s; %s", config.speculative, reason)
+    proposer = proposer_for(config)
+    memory = None if gpu is not None else _plan(config, numbers, dtype, kv_dtype)
     threads = config.threads or available_cores()
     ops.set_threads(threads, pin=config.pin_threads)
     model = load_model(
@@ -202,6 +204,8 @@ def launch(
         itl_target_seconds=inter_token_target(device),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        longest_draft=config.longest_draft,
+        most_draws=_most_draws(config, gpu),
         overlap=int(overlaps(config.overlap, device)),
     )
     return Runner(kv, computer, stream, forwards), capacity
@@ -209,7 +213,8 @@ def launch(
 
 def _ops(
     config: EngineConfig, device: torch.device, providers: Mapping[str, tuple[str, ...]] | None
-) -> Ops:
+) -> tuple[Ops, bool]:
+    """The kernels, and whether `registry.sums_alone`."""
     if config.deterministic and config.attention_backend not in ("auto", "triton"):
         raise ConfigError(
             f"--deterministic: the order of sums of --attention-backend "
@@ -227,7 +232,7 @@ def _ops(
         given[provider].append(op)
     told = "; ".join(f"{provider}: {', '.join(names)}" for provider, names in given.items())
     log.info("kernels on %s are from %s", device, told)
-    return ops
+    return ops, registry.sums_alone(device, providers)
 
 
 def _graph_keys(config: EngineConfig, model: Model, longest: int | None = None) -> tuple[Key, ...]:
@@ -293,14 +298,21 @@ def _plan(
             numbers,
             tokens=config.max_num_batched_tokens,
             sequences=config.max_num_seqs,
-            draws=min(
-                config.max_num_seqs * (1 + config.longest_draft), config.max_num_batched_tokens
-            ),
+            draws=_most_draws(config, None),
             longest=config.max_model_len or numbers.context_length,
             itemsize=dtype.itemsize,
         ),
         block=_block(config, numbers, kv_dtype),
     )
+
+
+def _most_draws(config: EngineConfig, gpu: DeviceMemory | None) -> int:
+    """Tokens that one step draws, guesses among them. A CPU's guesses take places that no sequence
+    has: many more are worth nothing, and their logits would take the room of a KV cache."""
+    most = max(config.max_num_seqs, 1 + LONGEST_DRAFT if config.longest_draft else 0)
+    if gpu is not None:
+        most = config.max_num_seqs * (1 + config.longest_draft)
+    return min(most, config.max_num_batched_tokens)
 
 
 def _block(config: EngineConfig, numbers: ModelConfig, dtype: torch.dtype) -> int:

@@ -63,6 +63,7 @@ class Replayed:
         self._unproven: dict[_Shape, _Recorded] = {}
         self._seen: Counter[_Shape] = Counter()
         self.replays = 0  # so far
+        self.learning = False
 
     @property
     def recorded(self) -> int:
@@ -74,6 +75,7 @@ class Replayed:
         return len(self._recorded)
 
     def __call__(self, batch: Batch) -> Yield:
+        self.learning = False
         rows, tokens = shape = len(batch.query_lengths), len(batch.token_ids)
         if not (batch.all_logits and rows and self._trusted):
             return self._eager(batch)
@@ -81,10 +83,14 @@ class Replayed:
             self.replays += 1
             return known.replay(batch)
         if shape in self._unproven:
+            self.learning = True
             return self._prove(shape, batch)
         self._seen[shape] += 1
         place = self._static.ragged(batch.query_lengths)
-        if place is None or (tokens > rows and self._seen[shape] < _OFTEN):
+        if place is None:
+            return self._eager(batch)
+        self.learning = True
+        if tokens > rows and self._seen[shape] < _OFTEN:
             return self._eager(batch)
         return self._record(shape, place, batch)
 

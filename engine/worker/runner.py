@@ -185,6 +185,7 @@ class Runner:
             results=tuple(results),
             seconds=self._landed - began,
             attempts=count + flight.given_up,
+            usual=self._forwards is None or not self._forwards.learning,
             graphs_recorded=0 if self._forwards is None else self._forwards.recorded,
             graphs_planned=0 if self._forwards is None else self._forwards.planned,
         )

@@ -176,12 +176,14 @@ class Settings:
         "Plan and launch the next step while the device computes one. `auto`: where it gains.",
     )
     speculative: str = setting(
-        kinds.choice("none", "ngram"),
+        kinds.choice("auto", "ngram", "none"),
         _ENGINE.speculative,
         "Scheduling",
-        "Guess tokens, and compute and verify several in one step; answers change no more than by "
-        "other company in the batch. `ngram`: what followed the last tokens when prompt or answer "
-        "had them before. It pays where answers repeat what is known: edits, summaries, code.",
+        "Guess tokens, and compute and verify several in one step, where that pays by what steps "
+        "cost and how many guesses were right; answers change no more than by other company in the "
+        "batch. `ngram`: what followed the last tokens when prompt or answer had them before. "
+        "`auto`: `ngram` where no answer can change, on a CPU with compiled kernels and without "
+        "8-bit floats; else `none`.",
     )
     num_speculative_tokens: int = setting(
         kinds.integer(1, LONGEST_DRAFT),

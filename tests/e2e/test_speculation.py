@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ..engine.loop import guess_always
 from .test_bad_neighbour import Answers, Mischief, assert_same, everything, served
 from .test_one_step_ahead import TIGHT
 
@@ -27,7 +28,7 @@ def longer() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def plain() -> Answers:
-    return served(longer())[0]
+    return served(longer(), speculative="none")[0]
 
 
 @pytest.mark.slow
@@ -37,6 +38,7 @@ def plain() -> Answers:
 def test_drafts_change_no_bit(
     plain: Answers, overlap: str, tight: bool, failing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    guess_always(monkeypatch)
     mischief = Mischief(monkeypatch) if failing else None
     settings = {"max_num_batched_tokens": 96, **(TIGHT if tight else {})}
     answers, stats = served(longer(), overlap=overlap, itl_target=0.0, **settings, **NGRAM)

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import pytest
+
 from octavo.engine.config import EngineConfig
 from octavo.engine.params import Emitted, FinishReason, PoolingParams, Request, SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
@@ -39,6 +41,13 @@ def request(
         adapter=adapter,
         emitted=emitted,
     )
+
+
+def guess_always(patch: pytest.MonkeyPatch) -> None:
+    """Guesses are free, and made however often they were wrong: where they are worth their time
+    hangs on clocks, and what is asserted of them must not."""
+    patch.setattr("octavo.engine.scheduler.drafts.GuessPrice.of", lambda price, count: (0.0, 0.0))
+    patch.setattr("octavo.engine.scheduler.drafts._LONGEST_PAUSE", 0)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ table leads to: the answers must be those of the same requests without drafts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,17 @@ from hypothesis import strategies as st
 from octavo.engine.params import Emitted, FinishReason, SamplingParams
 
 from ..fakes.executor import FakeExecutor
-from .loop import Loop, request
+from .loop import Loop, guess_always, request
 from .test_independence import MAX_MODEL_LEN, alone, crowd, seen, tiny
 
 LONG = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _always() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        guess_always(patch)
+        yield
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

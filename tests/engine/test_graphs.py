@@ -26,7 +26,7 @@ from octavo.engine.worker import launch as launching
 from octavo.engine.worker.graphs import Graphed, Recording, Yield
 from octavo.engine.worker.padding import Key, StaticBatch, keys_for, sizes
 
-from .loop import request
+from .loop import guess_always, request
 from .test_ledger import FakeMemory
 from .tiny import VOCAB_SIZE, tiny_config
 
@@ -389,12 +389,7 @@ class Knowing:
     def __init__(self, texts: list[list[int]]) -> None:
         self._texts = texts
 
-    def admit(self, row: int) -> None:
-        pass
-
-    def propose(
-        self, row: int, known: npt.NDArray[np.int32], accepted: int | None
-    ) -> tuple[int, ...]:
+    def propose(self, known: npt.NDArray[np.int32], most: int) -> tuple[int, ...]:
         begin = known.tolist()
         texts = [text for text in self._texts if text[: len(begin)] == begin]
         return tuple(texts[0][len(begin) : len(begin) + 3]) if texts else ()
@@ -418,6 +413,7 @@ def answers(
         patch.setattr(launching, "memory_of", lambda device: FakeMemory())
         patch.setattr(launching, "GpuRecorder", lambda device: recorder)
         patch.setattr(launching, "proposer_for", lambda config: proposer)
+        guess_always(patch)
         patch.setattr("octavo.engine.models.base.Model.replayable", record_after is not None)
         providers = {"cpu": ("cuda", "reference")}
         executor = InlineExecutor(config, partial(launching.launch, providers=providers))

@@ -56,6 +56,7 @@ class Compared:
 
     recorded = property(lambda self: self.forwards.recorded)
     planned = property(lambda self: self.forwards.planned)
+    learning = property(lambda self: self.forwards.learning)
 
     def __call__(self, batch: Batch) -> Yield:
         before = self.forwards.replays
@@ -128,7 +129,12 @@ def test_a_replayed_step_is_the_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config(
-        tmp_path, dtype=dtype, quantization=quantization, max_num_seqs=4, itl_target=0.0
+        tmp_path,
+        dtype=dtype,
+        quantization=quantization,
+        max_num_seqs=4,
+        itl_target=0.0,
+        speculative="none",
     )
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **family}))
     engine, _, (compared,) = engine_of(config, monkeypatch)
@@ -173,7 +179,8 @@ def test_threads_may_change_between_replays(
         return plain(self, batch)
 
     monkeypatch.setattr(Compared, "__call__", with_others)
-    engine, _, (compared,) = engine_of(tiny_config(tmp_path, max_num_seqs=3), monkeypatch)
+    config = tiny_config(tmp_path, max_num_seqs=3, speculative="none")
+    engine, _, (compared,) = engine_of(config, monkeypatch)
     answers(engine, LENGTHS)
     assert compared.steps["replayed"] > 50
     ops.set_threads(before)

@@ -18,11 +18,11 @@ from octavo.engine.assembly import build_engine
 from octavo.engine.config import EngineConfig
 from octavo.engine.params import Request, SamplingParams
 from octavo.engine.sampling.sampler import Sampled
-from octavo.engine.speculative.ngram import PromptLookup, continuation
+from octavo.engine.speculative.ngram import continuation
 from octavo.engine.step import StepStats, TokenLogprobs
 from octavo.engine.worker.computer import Chosen, _accept
 
-from .loop import request
+from .loop import guess_always, request
 from .tiny import BLOCK_BYTES, VOCAB_SIZE, tiny_config
 
 Said = dict[tuple[str, int], tuple[list[int], list[TokenLogprobs]]]
@@ -83,12 +83,7 @@ class Oracle:
         self._texts = [[*prompts[name], *tokens] for (name, _), (tokens, _) in said.items()]
         self._luck = random.Random(3)
 
-    def admit(self, row: int) -> None:
-        pass
-
-    def propose(
-        self, row: int, known: npt.NDArray[np.int32], accepted: int | None
-    ) -> tuple[int, ...]:
+    def propose(self, known: npt.NDArray[np.int32], most: int) -> tuple[int, ...]:
         begin = known.tolist()
         if not begin[0]:  # no prompt begins so: what computing costs is measured
             return ()
@@ -111,7 +106,8 @@ def test_answers_are_the_same_bits_whatever_is_guessed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     requests = crowd(kinds)
-    expected, _ = run(tiny_config(tmp_path), requests)
+    expected, _ = run(tiny_config(tmp_path, speculative="none"), requests)
+    guess_always(monkeypatch)
     if device.startswith("streams"):
         monkeypatch.setattr("octavo.engine.executor.inline.has_streams", lambda device: True)
     if device.endswith("made there"):
@@ -123,6 +119,7 @@ def test_answers_are_the_same_bits_whatever_is_guessed(
         overlap="off" if device == "in step" else "on",
         max_num_batched_tokens=48,
         itl_target=0.0,
+        speculative="ngram",
         **({"kv_memory": 9 * BLOCK_BYTES, "max_model_len": 96} if tight else {}),
         **({"swap_space": 4 * BLOCK_BYTES} if tight else {}),
     )
@@ -139,19 +136,24 @@ def test_who_is_bound_by_what_was_said_gets_no_drafts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = crowd(BOUND)
-    expected, _ = run(tiny_config(tmp_path), requests)
+    expected, _ = run(tiny_config(tmp_path, speculative="none"), requests)
+    guess_always(monkeypatch)
     oracle = Oracle(requests, expected)
     monkeypatch.setattr("octavo.engine.worker.launch.proposer_for", lambda config: oracle)
-    said, stats = run(tiny_config(tmp_path), requests)
+    said, stats = run(tiny_config(tmp_path, speculative="ngram"), requests)
     assert said == expected
     assert stats.drafts == 0
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_a_text_that_repeats_takes_fewer_steps(tmp_path: Path, eager: bool) -> None:
+def test_a_text_that_repeats_takes_fewer_steps(
+    tmp_path: Path, eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Greedy answers of a random model run in circles; recorded steps or not."""
     requests = crowd([{"temperature": 0.0, "max_tokens": 120}], count=4)
-    expected, before = run(tiny_config(tmp_path, enforce_eager=eager), requests)
+    plain = tiny_config(tmp_path, enforce_eager=eager, speculative="none")
+    expected, before = run(plain, requests)
+    guess_always(monkeypatch)
     config = tiny_config(tmp_path, enforce_eager=eager, speculative="ngram")
     said, stats = run(config, requests)
     assert said == expected
@@ -204,18 +206,11 @@ def test_what_followed_the_longest_end_that_stood_there_before_is_guessed(
     assert continuation(array, shortest, shortest + more, count) == expected
 
 
-def test_drafts_grow_while_they_are_right_and_pause_when_they_are_wrong() -> None:
-    lookup = PromptLookup(most=7, shortest=1, longest=2)
-    lookup.admit(0)
-    text = np.array([5, 6] * 1000, dtype=np.int32)
-    lengths, accepted = [], None
-    for _ in range(4):
-        draft = lookup.propose(0, text[:40], accepted)
-        lengths.append(accepted := len(draft))
-    assert lengths == [2, 6, 7, 7]
-    begin = 40
-    for pause in (16, 32, 64, 128, 256, 256):
-        assert lookup.propose(0, text[:begin], 0) == ()
-        drafts = [lookup.propose(0, text[:end], None) for end in range(begin, begin + 300)]
-        assert [len(draft) for draft in drafts] == [0] * pause + [2] * (300 - pause)
-        begin += pause
+def test_a_text_may_hold_any_bytes() -> None:
+    """What is looked for is found at tokens, not between them."""
+    text = np.array([1 << 8, 1 << 16, 1, 1 << 24, 1, 256, 65536, 1, 5, 1 << 16, 1], dtype=np.int32)
+    known = text.tolist()
+    for length in range(1, len(text) + 1):
+        for shortest in (1, 2, 3):
+            expected = by_definition(known[:length], shortest, 5, 4)
+            assert continuation(text[:length], shortest, 5, 4) == expected

@@ -117,6 +117,7 @@ class FakeExecutor:
             kv_bytes=num_blocks * block_size * _CELL.size,
             weight_bytes=0,
             parameters=0,
+            longest_draft=drafts,
         )
         self.failing_slices = 0
         self.failing_steps = 0
@@ -237,8 +238,8 @@ class FakeExecutor:
             if params.grammar is not None:
                 if params.logprobs is None:
                     token_ids += self._force(sequence, context)
-            elif self._drafts:
-                draft = self._guess(sequence)
+            elif piece.guess:
+                draft = self._guess(sequence)[: piece.guess]
         if piece.wants & Wants.CANDIDATES:
             ranked = self._ranking(zlib.crc32(context), 2 * params.beam_width)
             candidates = tuple(ranked)
