@@ -132,7 +132,7 @@ class Drafts:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """A step that took so long, as such steps do, has been computed."""
-        if self._longest:
+        if self._longest and len(plan.slices) < self._most_draws:  # else there is no room for any
             self._credit += _TRIALS
             self._price.observe(plan, seconds)
 

@@ -143,8 +143,8 @@ def _shares(
     shares: dict[str, float | None] = {}
     for model in ("110m", "0.6b"):
         shape = SHAPES[model]
-        tpot = figures.get((model, "octavo", "a", "tpot p50 s"))
-        if tpot:
+        tpot = figures.get((model, "octavo plain", "a", "tpot p50 s"))
+        if tpot:  # without guesses weights are read once for each token
             shares[f"{model} A, decode, of memory bandwidth"] = decode_share(
                 ceiling, seconds_per_token=tpot, weight_bytes=2.0 * shape.parameters
             )

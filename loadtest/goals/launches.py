@@ -32,9 +32,12 @@ class Peers:
         return [*self.flags.get(family, ()), *own]
 
 
-def octavo(folder: Path, peers: Peers, quantization: str | None = None) -> Launch:
-    name = f"octavo {quantization}" if quantization else "octavo"
-    chosen = ["--quantization", quantization] if quantization else []
+def octavo(folder: Path, peers: Peers, kind: str = "") -> Launch:
+    """`kind`: as it comes, or "plain", "int8" or "int4": these make no guesses, so that kernels are
+    compared with kernels."""
+    name = f"octavo {kind}".rstrip()
+    chosen = ["--speculative", "none"] if kind else []
+    chosen += ["--quantization", kind] if kind in ("int8", "int4") else []
     command = [sys.executable, "-m", "octavo.server.cli", "serve", str(folder)]
     command += ["--port", "{port}", "--served-model-name", "model", "--log-level", "warning"]
     command += ["--max-model-len", str(CONTEXT_TOKENS), "--max-num-seqs", str(_STREAMS)]

@@ -53,9 +53,9 @@ def plan(model: str, folder: Path, peers: Peers) -> Plan:
             scenarios=("s", "h") if host else tuple("abcde" if quantized else "abc"),
         )
     )
-    if quantized:
-        for width in ("int8", "int4"):
-            parts.append(Part(launch=octavo(folder, peers, width), scenarios=("a", "c")))
+    kinds = ("plain", "int8", "int4") if quantized else () if host else ("plain",)
+    for kind in kinds:
+        parts.append(Part(launch=octavo(folder, peers, kind), scenarios=("a", "c")))
     more = "sh" if host else "abc"
     bf16 = server and (folder / "bf16.gguf").is_file()
     add("llama.cpp", "--llama-server and bf16.gguf", bf16, lambda: llama(folder, peers), more)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import urllib.request
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -65,6 +65,29 @@ def test_who_is_missing_is_told_and_nobody_is_compared_with_nothing() -> None:
     assert row.note == "llama.cpp: B was not measured with 110m; vllm: not installed"
     row = judged(RATIO, {LLAMA: 100.0}, **{"octavo 110m": "it ended with 1"})
     assert (row.verdict, row.note) == ("not run", "octavo: it ended with 1")
+
+
+def test_what_stands_beside_a_figure_is_over_the_same_peer() -> None:
+    plain: Key = ("110m", "octavo plain", "b", "tokens/s")
+    goal = replace(RATIO, beside=(plain, "{:.3g} without guesses"))
+    figures = {OURS: 300.0, plain: 110.0, LLAMA: 100.0, VLLM: 50.0}
+    row = judged(goal, figures)
+    assert (row.verdict, row.value) == ("stretch met", pytest.approx(3.0))
+    assert row.note == "1.1 without guesses"
+    assert judged(goal, {OURS: 300.0, LLAMA: 100.0, VLLM: 50.0}).note == ""
+    row = judged(goal, {OURS: 300.0, plain: 110.0, LLAMA: 100.0}, vllm="not installed")
+    assert row.note == "1.1 without guesses; vllm: not installed"
+
+
+def test_kernels_are_compared_without_guesses() -> None:
+    """Where one side is quantized, neither guesses; else octavo is measured as it comes."""
+    for kind in ("plain", "int8", "int4"):
+        command = octavo(Path("m"), Peers(), kind).command
+        assert command[command.index("--speculative") + 1] == "none"
+    assert "--speculative" not in octavo(Path("m"), Peers()).command
+    for goal in GOALS:
+        if goal.figure[1] in ("octavo int8", "octavo int4"):
+            assert all(peer != "octavo" for _, peer, _, _ in goal.against)
 
 
 def test_a_peer_that_did_nothing_is_no_peer() -> None:
