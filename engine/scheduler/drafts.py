@@ -27,10 +27,10 @@ from .guess_price import GuessPrice
 from .luck import Luck
 
 _MARGIN = 1.25
-_TRIALS = 0.01  # of the time, for guesses that are not worth it
+_TRIALS = 0.005  # of the time, for guesses that are not worth it
 _TRIED = 3  # of these at a time
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 32  # tokens after guesses that came to nothing
-_LOOK_AGAIN = 4  # tokens after nothing was found, at most
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 64  # tokens after guesses that came to nothing
+_LOOK_AGAIN = 8  # tokens after nothing was found, at most
 _MEMORY_OF_ONE, _MEMORY_OF_ALL = 0.85, 0.98  # weight of a draft when the next has been seen
 
 
@@ -95,12 +95,13 @@ class Drafts:
         """A step is about to be planned: leave what is worth it of the drafts of those that run."""
         if not self._longest:
             return
-        token = 1 / max(1, len(running))
+        token = 1 / max(1, len(running))  # what one is worth
         verifying, price = self._price.of(max(1, len(running)))
+        price *= _MARGIN
         places = max(0, self._most_draws - len(running))
         self._look_again = min(_LOOK_AGAIN, len(running))  # a step looks about once
         most = min(places, len(running) * self._longest)
-        self._pays = most * (token - _MARGIN * price) > verifying
+        self._pays = most * (token - price) > verifying
         if not self._proposed:
             return
         self._proposed = False

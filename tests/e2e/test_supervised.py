@@ -4,6 +4,7 @@ killed: nobody notices the one, nothing outlives the other."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -25,8 +26,11 @@ FLOAT32 = ("--dtype", "float32", "--kv-memory", "256MiB", "--hang-timeout", "3")
 
 def shared_memories(daemon: Daemon) -> int:
     """Descriptors of heartbeats that the front end holds."""
-    held = Path(f"/proc/{daemon.pid}/fd").iterdir()
-    return sum("octavo-heartbeat" in str(fd.readlink()) for fd in held)
+    found = 0
+    for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found += "octavo-heartbeat" in str(fd.readlink())
+    return found
 
 
 async def all_once(load: MixedLoad) -> None:
