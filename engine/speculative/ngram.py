@@ -32,15 +32,17 @@ def continuation(
     that stands in it before. What reaches its end goes on with the draft itself, as a text that
     has a period does."""
     text, wide = known.tobytes(), known.itemsize
-    behind = len(known)  # the place of what followed
+    behind, before = (
+        0,
+        len(text) - wide,
+    )  # the place of what followed; where it stands at the latest
     for size in range(shortest, min(longest, len(known) - 1) + 1):
-        # Where more tokens agree fewer do, too: no later than at the last place found.
-        before = min(behind, len(known) - 1) * wide
         place = _last(text, text[-size * wide :], before, wide)
         if place < 0:
             break
-        behind = place // wide + size
-    if behind == len(known):
+        before = place + size * wide  # where more tokens agree fewer do, too
+        behind = before // wide
+    if not behind:
         return ()
     period = known[behind : behind + count].tolist()
     return tuple((period * (count // len(period) + 1))[:count])

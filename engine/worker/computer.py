@@ -241,16 +241,12 @@ class Computer:
     def _propose(self, proposer: Proposer, work: Work, drawing: Integers, chosen: Chosen) -> None:
         """What sequences may say next, where that was asked and several tokens can be drawn at
         once."""
-        asked = [i for i in drawing.tolist() if work.slices[i].guess]
-        if not asked:
-            return
-        rows = work.rows[asked]
-        able = self._sampler.foreseeable(rows).tolist()
-        for i, row, may in zip(asked, rows.tolist(), able, strict=True):
-            if may:
+        for i in drawing.tolist():
+            most = work.slices[i].guess
+            if most:
                 length = int(work.contexts[i]) + len(chosen.token_ids[i])
-                known = self._table.token_ids[row, :length]
-                if draft := proposer.propose(known, work.slices[i].guess):
+                draft = proposer.propose(self._table.token_ids[work.rows[i], :length], most)
+                if draft and self._sampler.foreseeable(work.rows[i : i + 1])[0]:
                     chosen.drafts[i] = draft
 
     # --- on the stream -------------------------------------------------------------------------

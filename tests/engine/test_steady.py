@@ -33,7 +33,7 @@ from octavo.engine.worker.launch import launch
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 
-from .loop import request
+from .loop import guess_always, request
 from .test_graphs import FakeRecorder
 from .test_ledger import FakeMemory
 from .test_transfer import FakeMarker, NoStream
@@ -239,6 +239,7 @@ def test_guesses_travel_in_the_same_copy(
     tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a step that verifies them, which is planned when the one before has landed."""
+    guess_always(monkeypatch)
     config = tiny_config(tmp_path, overlap="on", max_num_seqs=3, speculative="ngram")
     executor = InlineExecutor(config, launch)
     engine = Engine(Scheduler(config, executor.start(lambda *_: None)), executor, overlap=1)
