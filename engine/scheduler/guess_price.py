@@ -15,7 +15,7 @@ from collections import defaultdict
 from ..step import StepPlan
 
 _GUESSED = 0.95  # weight of a step when the next with guesses has been seen ...
-_PLAIN = 0.998  # ... or one without
+_PLAIN, _FEW = 0.97, 16  # ... or so many without
 _FOLLOWED = 0.1  # share of a plain step's news that is believed
 _FIRST_STEP, _FIRST_GUESSES = 0.1, 0.25  # estimates: of guessing, of as many guesses as sequences
 _NOTHING = 0.01  # steps: so much evidence is none
@@ -57,10 +57,12 @@ class _Fit:
 
     def __init__(self) -> None:
         self.prices = _FIRST_STEP, _FIRST_GUESSES
+        self._plain = 0  # steps without guesses
         self._sums = [0.0] * 5  # of 1, guesses, guesses^2, share, share * guesses: weighted
 
     def see_none(self) -> None:
-        if self._sums[0] > _NOTHING:
+        self._plain += 1
+        if self._plain % _FEW == 0 and self._sums[0] > _NOTHING:
             self._fade(_PLAIN)
             self._solve()
 
