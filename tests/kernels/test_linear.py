@@ -91,7 +91,7 @@ def test_a_row_is_the_same_bits_alone_and_in_any_company(
         packed = find(provider, "pack_linear")(weight_of(shape, dtype), None)
     else:
         packed = find(provider, "pack_quantized")(weight_of(shape, dtype), None, bits)
-    x = normal(250, shape[0], dtype=dtype, seed=2)
+    x = normal(900, shape[0], dtype=dtype, seed=2)  # some blocks of inputs
     x[::7] *= 2.0**-130  # what comes out is subnormal, or is zero if anyone flushes it
     set_all(1)
     alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
@@ -99,8 +99,8 @@ def test_a_row_is_the_same_bits_alone_and_in_any_company(
     try:
         for threads in (1, 2, 5):
             set_all(threads)
-            for rows in (*range(2, 14), 31, 64, 193, 250):
-                for first in (0, 250 - rows):
+            for rows in (*range(2, 14), 31, 64, 193, 400, 900):
+                for first in {0, 900 - rows}:
                     some = slice(first, first + rows)
                     assert torch.equal(packed(x[some]), alone[some])
                     assert torch.equal(packed.wide(x[some]), wide[some])
