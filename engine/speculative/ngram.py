@@ -32,10 +32,8 @@ def continuation(
     that stands in it before. What reaches its end goes on with the draft itself, as a text that
     has a period does."""
     text, wide = known.tobytes(), known.itemsize
-    behind, before = (
-        0,
-        len(text) - wide,
-    )  # the place of what followed; where it stands at the latest
+    behind = 0  # the place of what followed
+    before = len(text) - wide  # where the end stands at the latest, in bytes
     for size in range(shortest, min(longest, len(known) - 1) + 1):
         place = _last(text, text[-size * wide :], before, wide)
         if place < 0:

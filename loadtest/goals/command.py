@@ -101,7 +101,7 @@ def _measured(chosen: argparse.Namespace) -> dict[str, Any]:
     else:
         found.missing["host path"] = "give --host-path, a result of tools/host_path.py"
     figures = found.medians
-    rows = judge(GOALS, figures, found.missing)
+    rows = judge(GOALS, found.values, found.missing)
     return {
         "format": FORMAT,
         **head,

@@ -1,17 +1,19 @@
 """The goals, and what figures make of them: a ratio or a value, and a verdict. Arithmetic only.
 
-A figure is the median of its rounds. Its key is (model, server, scenario, quantity):
-("110m", "octavo", "a", "tokens/s").
+A figure has a value of each round, and its median is told. Its key is (model, server, scenario,
+quantity): ("110m", "octavo", "a", "tokens/s"). A ratio is the median of the ratios by round: in
+between the machine may have become faster or slower for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Literal
 
 Key = tuple[str, str, str, str]
-Figures = Mapping[Key, float]
+Figures = Mapping[Key, Sequence[float]]
 Verdict = Literal["stretch met", "met", "missed", "not run"]
 
 
@@ -67,29 +69,37 @@ def _judge(goal: Goal, figures: Figures, missing: Mapping[str, str]) -> Judged:
             **fields,  # type: ignore[arg-type]
         )
 
-    own = figures.get(goal.figure)
-    if own is None:
+    if not figures.get(goal.figure):
         return row("not run", note=_why(goal.figure, missing))
+    own = median(figures[goal.figure])
     absent = [key for key in goal.against if key not in figures]
     notes = [_why(key, missing) for key in absent]
     if not goal.against:
         return row(_verdict(goal, own), value=own, figure=own)
-    present = [key for key in goal.against if figures.get(key)]
+    medians = {key: median(figures[key]) for key in goal.against if figures.get(key)}
+    present = [key for key, value in medians.items() if value]
     if not present:
         return row("not run", figure=own, note="; ".join(notes))
-    best = (min if goal.at_most else max)(present, key=figures.__getitem__)
-    ratio = own / figures[best]
+    best = (min if goal.at_most else max)(present, key=medians.__getitem__)
+    ratio = _ratio(figures[goal.figure], figures[best])
     if goal.beside is not None and goal.beside[0] in figures:
         other, told = goal.beside
-        notes.insert(0, told.format(figures[other] / figures[best]))
+        notes.insert(0, told.format(_ratio(figures[other], figures[best])))
     return row(
         _verdict(goal, ratio),
         value=ratio,
         figure=own,
-        peer=figures[best],
+        peer=medians[best],
         peer_name=best[1],
         note="; ".join(notes),
     )
+
+
+def _ratio(own: Sequence[float], peer: Sequence[float]) -> float:
+    """Of the medians, where not every round has brought both."""
+    if len(own) == len(peer) and all(peer):
+        return median([one / other for one, other in zip(own, peer, strict=True)])
+    return median(own) / median(peer)
 
 
 def _verdict(goal: Goal, value: float) -> Verdict:

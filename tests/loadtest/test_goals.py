@@ -28,7 +28,7 @@ LATENCY = Goal(name="gap", figure=OURS, goal=0.25, stretch=0.1, at_most=True, un
 
 
 def judged(goal: Goal, figures: dict[Key, float], **missing: str) -> Judged:
-    (row,) = judge([goal], figures, missing)
+    (row,) = judge([goal], {key: [value] for key, value in figures.items()}, missing)
     return row
 
 
@@ -55,6 +55,15 @@ def test_a_ratio_that_must_be_small_is_over_the_smaller_of_the_others() -> None:
     goal = Goal(name="x", figure=OURS, against=[LLAMA, VLLM], goal=1.3, at_most=True)
     assert judged(goal, {OURS: 2.0, LLAMA: 4.0, VLLM: 1.0}).verdict == "missed"
     assert judged(goal, {OURS: 2.0, LLAMA: 4.0, VLLM: 1.6}).verdict == "met"
+
+
+def test_a_ratio_is_the_median_of_those_by_round() -> None:
+    """The machine was half as fast in the second round, for both."""
+    figures = {OURS: [200.0, 90.0, 170.0], LLAMA: [100.0, 50.0, 110.0]}
+    (row,) = judge([RATIO], figures, {"vllm": "not installed"})
+    assert (row.value, row.figure, row.peer) == (pytest.approx(1.8), 170.0, 100.0)
+    (row,) = judge([RATIO], figures | {LLAMA: [100.0, 50.0]}, {})  # it failed in one
+    assert row.value == pytest.approx(170 / 75)
 
 
 def test_who_is_missing_is_told_and_nobody_is_compared_with_nothing() -> None:
@@ -191,7 +200,7 @@ def test_shares_of_the_ceilings() -> None:
 
 
 def result() -> dict[str, Any]:
-    rows = judge([RATIO, LATENCY], {OURS: 130.0, LLAMA: 100.0}, {"vllm": "not <installed>"})
+    rows = judge([RATIO, LATENCY], {OURS: [130.0], LLAMA: [100.0]}, {"vllm": "not <installed>"})
     return {
         "date": "2026-01-01",
         "machine": {"cpu": "X", "cores": 2, "memory_gib": 8},
