@@ -85,13 +85,13 @@ def share(values: Sequence[float], part: float) -> float:
 
 def rate_of(good: Sequence[Exchange], began: float, seconds: float) -> float:
     """Output tokens a second of whole answers, after the warm-up; each answer's tokens come
-    evenly between its first and its last event."""
+    evenly between its first and its last event, or at once where it was read whole."""
     first, last = began + _WARM_UP * seconds, began + seconds
     tokens = 0.0
     for answer in good:
-        begun = answer.arrivals[0]
+        begun, took = answer.arrivals[0], answer.ended - answer.arrivals[0]
         within = min(last, answer.ended) - max(first, begun)
-        tokens += _OUTPUT * max(0.0, within) / (answer.ended - begun)
+        tokens += _OUTPUT * (max(0.0, within) / took if took > 0 else first <= begun < last)
     return tokens / (last - first)
 
 

@@ -115,6 +115,9 @@ def test_a_rate_counts_the_tokens_within_the_measured_time() -> None:
     assert rate_of([ended(1030.0, 1040.0)], 1000.0, 100.0) == pytest.approx(128 / 75)
     assert rate_of([ended(1070.0, 1130.0)], 1000.0, 100.0) == pytest.approx(64 / 75)
     assert rate_of([ended(1010.0, 1024.0), ended(1101.0, 1102.0)], 1000.0, 100.0) == 0.0
+    # One that was read whole, at once.
+    assert rate_of([ended(1030.0, 1030.0)], 1000.0, 100.0) == pytest.approx(128 / 75)
+    assert rate_of([ended(1024.0, 1024.0), ended(1101.0, 1101.0)], 1000.0, 100.0) == 0.0
 
 
 # Reading
