@@ -57,7 +57,7 @@ def test_32k_tokens(tmp_path: Path) -> None:
     assert answer.status_code == 200, answer.text
     output = answer.json()["choices"][0]["token_ids"]
     assert len(output) == OUTPUT
-    assert steps >= LENGTH // 2048 + OUTPUT  # it was chunked
+    assert steps > LENGTH // 2048  # it was chunked
 
     # The KV cells themselves, and one step's temporaries; the whole score matrix of the prompt
     # alone would be 32k * 32k * 4 bytes a head, 24 GiB.

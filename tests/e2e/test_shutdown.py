@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -26,7 +27,8 @@ def has_left(pid: int) -> None:
 
 def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, httpx.Client(base_url=daemon.url, timeout=60) as client:
-        with client.stream("POST", "/v1/completions", json=BODY) as stream:
+        body = {**BODY, "stream_options": {"include_usage": True}}
+        with client.stream("POST", "/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
             os.kill(daemon.pid, signal.SIGTERM)
@@ -39,7 +41,8 @@ def test_the_first_signal_lets_streams_finish_and_refuses_newcomers(tmp_path: Pa
             assert refused.headers["retry-after"]
             rest = [line for line in lines if line.startswith("data: ")]
         assert rest[-1] == "data: [DONE]"
-        assert len(rest) == 400  # 399 more tokens
+        usage = json.loads(rest[-2].removeprefix("data: "))["usage"]
+        assert usage["completion_tokens"] == 400
         has_left(daemon.pid)
 
 

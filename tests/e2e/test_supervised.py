@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -89,6 +90,7 @@ async def test_16_mixed_streams_go_on_whatever_befalls_the_engine(tmp_path: Path
 def test_a_front_end_that_was_stopped_blames_nobody(tmp_path: Path) -> None:
     """For much longer than the engine may be silent, in the middle of a stream."""
     body = {"prompt": "a", "max_tokens": 600, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True}
     with serving(tmp_path, "--hang-timeout", "5") as daemon:
         with httpx.stream("POST", f"{daemon.url}/v1/completions", json=body, timeout=60) as stream:
             lines = (line for line in stream.iter_lines() if line.startswith("data: "))
@@ -96,7 +98,9 @@ def test_a_front_end_that_was_stopped_blames_nobody(tmp_path: Path) -> None:
             os.kill(daemon.pid, signal.SIGSTOP)
             time.sleep(12)  # its length is the case
             os.kill(daemon.pid, signal.SIGCONT)
-            assert len(list(lines)) == 600  # 599 more tokens, and the end
+            *_, usage, end = lines
+            assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 600
+            assert end == "data: [DONE]"
         assert daemon.metric("octavo:engine_restarts_total") == 0
 
 
