@@ -270,7 +270,8 @@ class Settings:
         _ENGINE.deterministic,
         "Compute",
         "Sums of a GPU's kernels, too, have an order that nothing else in a step changes, so that "
-        "an answer is bitwise the same alone and in any company; slower. On a CPU they always do.",
+        "an answer is bitwise the same alone and in any company; what that costs has not been "
+        "measured on one yet. On a CPU they always do.",
     )
     threads: int | None = setting(
         kinds.optional(kinds.integer(1), "auto"),
