@@ -124,6 +124,11 @@ class SiluMulFloat8(Protocol):
         """As for `SiluMul`; what is rounded is in float32."""
 
 
+LinearInput = Tensor | Float8Rows
+Activation = Callable[[Tensor], LinearInput]
+"""What comes between two products, such as `SiluMul`."""
+
+
 class PackedLinear(Protocol):
     """x @ weight.T + bias. No row's sums depend on the other rows, nor on how many there are."""
 
@@ -136,6 +141,10 @@ class PackedLinear(Protocol):
     def addend(self, x: Tensor) -> Tensor:
         """What is to be added to a float32: the same, not rounded where the device saves itself
         that for nothing."""
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        """silu_mul(self(x)), where the device does both at once not rounded in between; `silu_mul`
+        is its `SiluMul` or, for `PackedFloat8`, its `SiluMulFloat8`."""
 
     def rows(self, ids: Tensor) -> Tensor:
         """The weight's own rows: ids int64 [count], below outputs -> [count, inputs]."""
@@ -163,10 +172,13 @@ class PackQuantized(Protocol):
 class PackedFloat8(PackedLinear, Protocol):
     """A product of 8-bit floats: inputs are rounded here, unless they have been already."""
 
-    def __call__(self, x: Tensor | Float8Rows) -> Tensor:
+    def __call__(self, x: LinearInput) -> Tensor:
         """As for `PackedLinear`; of rounded inputs, in the dtype that it was packed for."""
 
-    def addend(self, x: Tensor | Float8Rows) -> Tensor:
+    def addend(self, x: LinearInput) -> Tensor:
+        """As for `PackedLinear`."""
+
+    def gated(self, x: LinearInput, silu_mul: Activation) -> LinearInput:
         """As for `PackedLinear`."""
 
 

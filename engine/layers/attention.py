@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.ops import AttentionLayer, LinearInput
 
-from ..quantization.base import LinearInput
 from .blueprint import Blueprint, LayerStep, Parameter
 from .linear import Linear
 
@@ -46,7 +45,6 @@ class Attention:
             inputs=query_size,
             outputs=(config.hidden_size,),
             bias=config.output_bias,
-            residual=True,
         )
         self._norms = (
             tuple(
@@ -79,7 +77,7 @@ class Attention:
         layer's."""
         projected = self._qkv(x)
         mixed = self._attend(projected, cache, step.plan, step.cosine, step.sine, self._layer)
-        return self._output(mixed)
+        return self._output.addend(mixed)
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self._qkv.parameters()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..quantization.base import LinearInput
+from octavo.kernels.ops import Activation, LinearInput
+
 from .blueprint import Blueprint, Parameter
 
 
@@ -15,7 +16,6 @@ class Linear:
     """One matrix that holds those of `names` one below the other: one multiplication for all.
 
     `outputs[i]` is how many outputs `names[i]` has; the result is their concatenation.
-    `residual`: it is to be added to the residual stream, and may be float32 as that is.
     """
 
     def __init__(
@@ -26,7 +26,6 @@ class Linear:
         inputs: int,
         outputs: Sequence[int],
         bias: bool = False,
-        residual: bool = False,
     ) -> None:
         self._names = tuple(names)
         self._outputs = tuple(outputs)
@@ -34,14 +33,23 @@ class Linear:
         self._parameters = self._method.parameters(
             inputs, sum(outputs), bias=bias, dtype=blueprint.dtype, device=blueprint.device
         )
-        self._residual = residual
         # Takes what this weight format's `inputs` give: no type says which that is.
-        self._multiply: Callable[[Any], Tensor] | None = None
+        self._packed: Any = None
 
     def __call__(self, x: LinearInput) -> Tensor:
         """x [tokens, inputs] -> [tokens, sum(outputs)]."""
-        assert self._multiply is not None, "used before finish()"
-        return self._multiply(x)
+        out: Tensor = self._packed(x)
+        return out
+
+    def addend(self, x: LinearInput) -> Tensor:
+        """The same for the residual stream, and perhaps in float32 as that is."""
+        out: Tensor = self._packed.addend(x)
+        return out
+
+    def gated(self, x: LinearInput, silu_mul: Activation) -> LinearInput:
+        """`silu_mul` of it, -> [tokens, sum(outputs) / 2]."""
+        out: LinearInput = self._packed.gated(x, silu_mul)
+        return out
 
     def parameters(self) -> Iterator[Parameter]:
         """The checkpoint's tensors, each with its part of the merged ones."""
@@ -59,5 +67,4 @@ class Linear:
         """All parameters are loaded: let the weight format bring them into its final form."""
         tensors = {suffix: parameter.tensor for suffix, parameter in self._parameters.items()}
         self._parameters = {}
-        packed = self._method.finish(tensors)
-        self._multiply = packed.addend if self._residual else packed
+        self._packed = self._method.finish(tensors)

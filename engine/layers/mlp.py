@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from octavo.kernels.ops import LinearInput
+
 from ..errors import UnsupportedArchitecture
-from ..quantization.base import LinearInput
 from .blueprint import Blueprint, Parameter
 from .linear import Linear
 
@@ -36,13 +37,12 @@ class GatedMlp:
             inputs=size,
             outputs=(config.hidden_size,),
             bias=config.mlp_bias,
-            residual=True,
         )
         self._silu_mul = blueprint.quantization.inputs.silu_mul
 
     def __call__(self, x: LinearInput) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden], for the residual stream."""
-        return self._down(self._silu_mul(self._gate_up(x)))
+        return self._down.addend(self._gate_up.gated(x, self._silu_mul))
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self._gate_up.parameters()

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.kernels.ops import LinearInput
+
 from ..batch import Batch
 from ..checkpoint import ModelConfig
 from ..kv_cache import KVCache
@@ -18,7 +20,6 @@ from ..layers.embedding import Embedding, Head
 from ..layers.mlp import GatedMlp
 from ..layers.norm import RmsNorm
 from ..layers.rope import RotaryEmbedding
-from ..quantization.base import LinearInput
 
 
 class Block:

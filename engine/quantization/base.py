@@ -9,9 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from octavo.kernels.ops import Float8Rows, PackedLinear
-
-LinearInput = Tensor | Float8Rows
+from octavo.kernels.ops import Activation, LinearInput, PackedLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +17,7 @@ class InputOps:
     """The ops whose results linear layers of some format multiply, in the form they want."""
 
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], LinearInput]
-    silu_mul: Callable[[Tensor], LinearInput]
+    silu_mul: Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

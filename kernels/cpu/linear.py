@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..memory import Arena, zeros
-from ..ops import PackedLinear, PackLinear, PackQuantized
+from ..ops import Activation, LinearInput, PackedLinear, PackLinear, PackQuantized
 from ..reference.quantized import GROUPS, quantize
 from .library import COUNT, POINTER, Function, Library, dense
 
 _UNIT = 16  # outputs that are packed together; see csrc/packed.h
+_PANEL = 64  # outputs that are multiplied together
 _STEP_BITS = 32  # of an output, packed together
 
 
@@ -23,6 +24,7 @@ class _Functions:
 
     multiply: Mapping[torch.dtype, Function]
     multiply_wide: Mapping[torch.dtype, Function]
+    multiply_gated: Mapping[torch.dtype, Function]
     unpack_rows: Mapping[torch.dtype, Function]
     empty: Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -37,6 +39,7 @@ def _functions(library: Library, form: str) -> _Functions:
             torch.float32: multiply[torch.float32],
             torch.bfloat16: library.function(f"linear_wide{form}_bf16", *arguments),
         },
+        multiply_gated=library.functions(f"gated{form}", *arguments),
         unpack_rows=library.functions(f"unpack_rows{form}", *[POINTER] * 3, *[COUNT] * 3),
         empty=library.empty,
     )
@@ -99,13 +102,20 @@ class _Packed:
         self._bias_pointer = None if self._bias is None else self._bias.data_ptr()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self._functions.multiply[x.dtype], x.dtype)
+        return self._multiply(x, self._functions.multiply[x.dtype], self._outputs, x.dtype)
 
     def wide(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self._functions.multiply_wide[x.dtype], torch.float32)
+        function = self._functions.multiply_wide[x.dtype]
+        return self._multiply(x, function, self._outputs, torch.float32)
 
     def addend(self, x: Tensor) -> Tensor:
         return self.wide(x)
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        if self._outputs % (2 * _PANEL):
+            return silu_mul(self(x))  # a panel would have outputs of both halves
+        function = self._functions.multiply_gated[x.dtype]
+        return self._multiply(x, function, self._outputs // 2, x.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         ids = dense(ids)
@@ -115,10 +125,10 @@ class _Packed:
         )
         return out
 
-    def _multiply(self, x: Tensor, function: Function, dtype: torch.dtype) -> Tensor:
+    def _multiply(self, x: Tensor, function: Function, size: int, dtype: torch.dtype) -> Tensor:
         x = dense(x)
         rows = x.shape[0]
-        out = self._functions.empty((rows, self._outputs), dtype)
+        out = self._functions.empty((rows, size), dtype)
         function(
             x.data_ptr(),
             self._pointer,

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops import Activation, LinearInput
 from .launching import interpreted
 
 _OUTPUTS = 128  # of a tile
@@ -99,6 +100,9 @@ class FixedLinear:
 
     def addend(self, x: Tensor) -> Tensor:
         return self.wide(x)
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        return silu_mul(self(x))
 
     def rows(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weight)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops import Activation, LinearInput
 from ..reference.quantized import GROUPS, ZEROS, quantize
 
 _OUTPUTS = 64  # of a tile
@@ -102,6 +103,9 @@ class QuantizedLinear:
 
     def addend(self, x: Tensor) -> Tensor:
         return self.wide(x)
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        return silu_mul(self(x))
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         rows, outputs = len(x), len(self._values)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import Float8Rows
+from ..ops import Activation, Float8Rows, LinearInput
 from .activation import silu_mul
 from .norm import add_rms_norm
 
@@ -54,17 +54,20 @@ class Float8Linear:
         self._dtype = dtype
         self._round_inputs = round_inputs
 
-    def __call__(self, x: Tensor | Float8Rows) -> Tensor:
+    def __call__(self, x: LinearInput) -> Tensor:
         return self._product(x).to(x.dtype if isinstance(x, Tensor) else self._dtype)
 
     def wide(self, x: Tensor) -> Tensor:
         return self._product(x).float()
 
-    def addend(self, x: Tensor | Float8Rows) -> Tensor:
+    def addend(self, x: LinearInput) -> Tensor:
         out = self._product(x)
         return out if out.dtype == self._dtype else out.float()
 
-    def _product(self, x: Tensor | Float8Rows) -> Tensor:
+    def gated(self, x: LinearInput, silu_mul: Activation) -> LinearInput:
+        return silu_mul(self(x))
+
+    def _product(self, x: LinearInput) -> Tensor:
         """As the device gives it: no pass over it for a dtype that nobody wants."""
         numbers, scales = self._round_inputs(x) if isinstance(x, Tensor) else x
         if not len(numbers):
@@ -89,7 +92,7 @@ class Float8Linear:
 class WideLinear(Float8Linear):
     """The same for shapes that `torch._scaled_mm` does not take; it rounds no inputs itself."""
 
-    def _product(self, x: Tensor | Float8Rows) -> Tensor:
+    def _product(self, x: LinearInput) -> Tensor:
         if not isinstance(x, Tensor):
             x = x.numbers.float() * x.scales
         weight = self._weight.float() * self._scales

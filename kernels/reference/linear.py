@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import Activation, LinearInput
+
 # With fewer rows to a thread torch's product of float32 matrices goes another way, and rounds
 # differently.
 _FEWEST_ROWS = 4
@@ -29,6 +31,9 @@ class AsItIs:
 
     def addend(self, x: Tensor) -> Tensor:
         return self(x)
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        return silu_mul(self(x))
 
     def rows(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weight)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import Activation, LinearInput
+
 GROUPS = {8: 256, 4: 32}  # inputs that share a scale
 ZEROS = {8: 128, 4: 8}  # what stands for 0
 _ROWS = 4096  # rounded at once
@@ -79,6 +81,9 @@ class Quantized:
 
     def addend(self, x: Tensor) -> Tensor:
         return self.wide(x)
+
+    def gated(self, x: Tensor, silu_mul: Activation) -> LinearInput:
+        return silu_mul(self(x))
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

@@ -20,7 +20,7 @@ from octavo.kernels.cpu.threads import set_threads
 def edges(library: Library) -> None:
     set_threads(library)(3)
     for dtype in (torch.float32, torch.bfloat16):
-        for inputs, outputs in [(33, 100), (1, 1), (130, 70), (4099, 17)]:
+        for inputs, outputs in [(33, 100), (1, 1), (130, 70), (4099, 17), (33, 128), (130, 384)]:
             weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
             for packed in (
                 pack_linear(library)(weight.clone(), bias),
@@ -30,6 +30,8 @@ def edges(library: Library) -> None:
                 for rows in (0, 1, 5, 8, 40):
                     packed(torch.randn(rows, inputs).to(dtype))
                     packed.wide(torch.randn(rows, inputs).to(dtype))
+                    if outputs % 2 == 0:
+                        packed.gated(torch.randn(rows, inputs).to(dtype), silu_mul(library))
                 packed.rows(torch.tensor([0, outputs - 1]))
         for rows, size in [(0, 3), (1, 1), (5, 47)]:
             silu_mul(library)(torch.randn(rows, 2 * size).to(dtype))

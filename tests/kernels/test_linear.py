@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.kernels.ops import PackedLinear
 from octavo.kernels.reference.quantized import GROUPS, dequantize, quantize, round_inputs
 
 from .providers import PROVIDERS, find
@@ -18,6 +19,8 @@ CPP = [name for name in PROVIDERS if name != "reference"]
 # Inputs and outputs: whole panels, parts of one, odd numbers, more steps than one block has.
 SHAPES = [(384, 640), (48, 33), (1, 1), (3, 16), (33, 100), (768, 176), (4099, 70)]
 ROWS = [0, 1, 2, 7, 31, 65, 200]
+# Those of gated products: halves of whole panels, and such that are not.
+GATED = [(384, 640), (33, 128), (1, 256), (4099, 128), (48, 66), (1, 2), (768, 192)]
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -66,6 +69,61 @@ def test_it_is_a_product(
             torch.testing.assert_close(wide.double(), expected, atol=2e-5, rtol=2e-5)
 
 
+def packed_by(provider: str, weight: Tensor, bias: Tensor | None, bits: int | None) -> PackedLinear:
+    """Of a weight that stays as it is."""
+    if bits is None:
+        packed: PackedLinear = find(provider, "pack_linear")(weight.clone(), bias)
+    else:
+        packed = find(provider, "pack_quantized")(weight.clone(), bias, bits)
+    return packed
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", GATED)
+def test_the_first_half_gates_the_second(
+    provider: str,
+    shape: tuple[int, int],
+    bias: bool,
+    bits: int | None,
+    dtype: torch.dtype,
+    threads: int,
+) -> None:
+    """Rounded once where the halves are whole panels: the reference rounds the product, too."""
+    inputs, outputs = shape
+    vector = normal(outputs, dtype=dtype, seed=1) if bias else None
+    packed = packed_by(provider, 3 * weight_of(shape, dtype), vector, bits)
+    silu_mul = find(provider, "silu_mul")
+    for rows in ROWS:
+        x = normal(rows, inputs, dtype=dtype, seed=2)
+        before = x.clone()
+        got = packed.gated(x, silu_mul)
+        assert isinstance(got, Tensor) and got.dtype == dtype and torch.equal(x, before)
+        at_once = provider != "reference" and outputs % 128 == 0
+        gate, up = (packed.wide(x) if at_once else packed(x)).double().chunk(2, -1)
+        rounding = 2e-6 if dtype == torch.float32 else 2.0**-8 if at_once else 2.0**-6
+        expected = gate / (1 + (-gate).exp()) * up
+        torch.testing.assert_close(got.double(), expected, atol=1e-30, rtol=rounding)
+
+
+@pytest.mark.parametrize("provider", CPP)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_far_out_open_or_close(provider: str, dtype: torch.dtype) -> None:
+    weight = torch.cat((torch.eye(64), torch.zeros(64, 64))).to(dtype)
+    bias = torch.cat((torch.zeros(64), torch.ones(64))).to(dtype)
+    packed = packed_by(provider, weight, bias, None)
+    x = torch.zeros(1, 64, dtype=dtype)
+    x[0, :5] = torch.tensor([-1e30, -200.0, 0.0, 200.0, 1e30])
+    out = packed.gated(x, find(provider, "silu_mul"))
+    assert isinstance(out, Tensor)
+    assert out[0, :2].abs().max() < 1e-30 and torch.equal(out[0, 2:5], x[0, 2:5])
+    x[0, 7] = torch.nan
+    out = packed.gated(x, find(provider, "silu_mul"))
+    assert isinstance(out, Tensor) and out.isnan().all()
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -81,21 +139,26 @@ def test_rows_come_out_as_they_went_in(
 
 @pytest.mark.parametrize("provider", CPP)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(768, 176), (4099, 70)])
+@pytest.mark.parametrize("shape", [(768, 176), (4099, 70), (768, 384)])
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_a_row_is_the_same_bits_alone_and_in_any_company(
     provider: str, shape: tuple[int, int], dtype: torch.dtype, bits: int | None
 ) -> None:
     """Whatever the tile, the block of inputs, and the thread."""
-    if bits is None:
-        packed = find(provider, "pack_linear")(weight_of(shape, dtype), None)
-    else:
-        packed = find(provider, "pack_quantized")(weight_of(shape, dtype), None, bits)
+    packed = packed_by(provider, weight_of(shape, dtype), None, bits)
     x = normal(900, shape[0], dtype=dtype, seed=2)  # some blocks of inputs
     x[::7] *= 2.0**-130  # what comes out is subnormal, or is zero if anyone flushes it
     set_all(1)
     alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
     wide = torch.cat([packed.wide(row.unsqueeze(0)) for row in x])
+    silu_mul = find(provider, "silu_mul")
+
+    def gated(x: Tensor) -> Tensor:
+        out = packed.gated(x, silu_mul)
+        assert isinstance(out, Tensor)
+        return out
+
+    gates = torch.cat([gated(row.unsqueeze(0)) for row in x])
     try:
         for threads in (1, 2, 5):
             set_all(threads)
@@ -104,6 +167,7 @@ def test_a_row_is_the_same_bits_alone_and_in_any_company(
                     some = slice(first, first + rows)
                     assert torch.equal(packed(x[some]), alone[some])
                     assert torch.equal(packed.wide(x[some]), wide[some])
+                    assert torch.equal(gated(x[some]), gates[some])
     finally:
         set_all(1)
 

@@ -18,7 +18,7 @@ from .providers import find, with_threads
 
 LEVELS = levels()
 DTYPES = [torch.float32, torch.bfloat16]
-ROWS, SIZE = 50, 36
+ROWS, SIZE, WIDE = 50, 36, 64
 Work = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
@@ -39,6 +39,8 @@ def chain(level: str, dtype: torch.dtype) -> Work:
     matrix, weight = normal(ROWS, SIZE), normal(SIZE)
     up = find(level, "pack_linear")(normal(2 * SIZE, SIZE), normal(2 * SIZE))
     down = find(level, "pack_quantized")(normal(SIZE, SIZE), None, 8)
+    gates = find(level, "pack_quantized")(normal(2 * WIDE, SIZE), normal(2 * WIDE), 4)
+    back = find(level, "pack_linear")(normal(SIZE, WIDE), None)
 
     def work(ids: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         x = take_rows(matrix, ids)
@@ -47,6 +49,7 @@ def chain(level: str, dtype: torch.dtype) -> Work:
         x = rms_norm(x, weight, 1e-5)
         for _layer in range(3):
             x = add_rms_norm(down(silu_mul(up(x))), residual, weight, 1e-6)
+            x = add_rms_norm(back.addend(gates.gated(x, silu_mul)), residual, weight, 1e-6)
         return x, down.wide(x)
 
     return work

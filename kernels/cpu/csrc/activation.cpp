@@ -1,6 +1,6 @@
+#include "gate.h"
 #include "pool.h"
 #include "replay.h"
-#include "simd.h"
 
 namespace octavo {
 namespace {
@@ -17,7 +17,6 @@ void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t size) {
       const T* gate = gate_up + row * 2 * size;
       const T* up = gate + size;
       T* to = out + row * size;
-      auto silu = [](Lanes g) { return g / (all(1.0f) + exp(zero() - g)); };
       int64_t i = 0;
       for (; i + kLanes <= size; i += kLanes) store(to + i, silu(load(gate + i)) * load(up + i));
       if (int rest = static_cast<int>(size - i)) {

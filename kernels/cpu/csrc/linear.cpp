@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "gate.h"
 #include "packed.h"
 #include "pool.h"
 #include "replay.h"
@@ -236,38 +237,64 @@ class Prepared {
   Scratch<typename Step::X> copy_;
 };
 
+// A product of some rows.
+template <typename Step, typename T>
+class Product {
+ public:
+  Product(const T* x, const char* packed, int64_t rows, int64_t inputs, int64_t outputs)
+      : x_(x, rows, inputs), packed_(packed), steps_(ceil_div(inputs, Step::kInputs)),
+        units_(ceil_div(outputs, kUnit)) {}
+
+  // These rows times `width` units of one panel; `sums` are kPanel for each row.
+  template <typename Out>
+  void multiply(int64_t row, int64_t count, int64_t unit, int width, float* sums,
+                const Target<T, Out>& target) const {
+    const int64_t panel = unit / kPanelUnits;
+    const int64_t stride = kUnitBytes * least(kPanelUnits, units_ - panel * kPanelUnits);
+    const char* weights =
+        packed_ + panel * kPanelUnits * kUnitBytes * steps_ + unit % kPanelUnits * kUnitBytes;
+    const int64_t passes = count <= Step::kRows ? 1 : ceil_div(steps_, kBlockSteps);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t step = steps_ * pass / passes, end = steps_ * (pass + 1) / passes;
+      add_block<Step, T, Out>({weights + step * stride, stride, end - step,
+                               x_.row(row) + step * Step::kInputs, x_.row_size(), sums, pass == 0,
+                               pass == passes - 1, target, {}},
+                              count, width);
+    }
+  }
+
+ private:
+  Prepared<Step, T> x_;
+  const char* packed_;
+  int64_t steps_, units_;
+};
+
 template <typename Step, typename T, typename Out>
 void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
             int64_t outputs) {
-  const Prepared<Step, T> prepared(x, rows, inputs);
-  const int64_t steps = ceil_div(inputs, Step::kInputs);
-  const int64_t units = ceil_div(outputs, kUnit);
-  const int64_t blocks = ceil_div(rows, kBlockRows);
-  // Whole panels where there are enough of them for all threads.
-  int64_t wide = kPanelUnits;
-  while (wide > 1 && blocks * ceil_div(units, wide) < 4 * threads()) wide /= 2;
-  const int64_t parts = ceil_div(units, wide);
-  parallel(blocks * parts, [&](int64_t task) {
-    const int64_t first_row = task / parts * kBlockRows;
-    const int64_t count = least(kBlockRows, rows - first_row);
-    const int64_t first_unit = task % parts * wide;
-    const int64_t panel = first_unit / kPanelUnits;
-    const int width = static_cast<int>(least(wide, units - first_unit));
-    const int64_t stride = kUnitBytes * least(kPanelUnits, units - panel * kPanelUnits);
-    const char* weights = packed + panel * kPanelUnits * kUnitBytes * steps +
-                          first_unit % kPanelUnits * kUnitBytes;
+  const Product<Step, T> product(x, packed, rows, inputs, outputs);
+  const Target<T, Out> target{bias, out, outputs, outputs};
+  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
     alignas(64) float sums[kBlockRows * kPanel];
-    const int64_t passes = count <= Step::kRows ? 1 : ceil_div(steps, kBlockSteps);
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      const int64_t step = steps * pass / passes, end = steps * (pass + 1) / passes;
-      const Target<T, Out> target{bias, out, outputs, outputs};
-      add_block<Step, T, Out>(
-          {weights + step * stride, stride, end - step,
-           prepared.row(first_row) + step * Step::kInputs, prepared.row_size(), sums, pass == 0,
-           pass == passes - 1, target.from(first_row, first_unit * kUnit), {}},
-          count, width);
-    }
-  });
+    product.multiply(row, count, unit, width, sums, target.from(row, unit * kUnit));
+  };
+  for_parts(rows, kBlockRows, ceil_div(outputs, kUnit), part);
+}
+
+// The first half of the outputs are gates of the second; `outputs` is a multiple of two panels.
+template <typename Step, typename T>
+void gated(const T* x, const char* packed, const T* bias, T* out, int64_t rows, int64_t inputs,
+           int64_t outputs) {
+  const Product<Step, T> product(x, packed, rows, inputs, outputs);
+  const int64_t size = outputs / 2;
+  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
+    alignas(64) float gates[kBlockRows * kPanel], sums[kBlockRows * kPanel];
+    product.multiply(row, count, unit, width, gates, panel_target(bias, unit * kUnit, gates));
+    product.multiply(row, count, unit + size / kUnit, width, sums,
+                     panel_target(bias, unit * kUnit + size, sums));
+    gate_block(gates, sums, count, width, out + row * size + unit * kUnit, size);
+  };
+  for_parts(rows, kBlockRows, size / kUnit, part);
 }
 
 }  // namespace
@@ -292,8 +319,21 @@ void octavo_linear_wide_bf16(const bf16* x, const char* packed, const bf16* bias
                              int64_t rows, int64_t inputs, int64_t outputs) {
   octavo::linear<octavo::Pairs>(x, packed, bias, out, rows, inputs, outputs);
 }
+
+// See `ops.PackedLinear.gated`.
+void octavo_gated_f32(const float* x, const char* packed, const float* bias, float* out,
+                      int64_t rows, int64_t inputs, int64_t outputs) {
+  octavo::gated<octavo::Singles>(x, packed, bias, out, rows, inputs, outputs);
+}
+
+void octavo_gated_bf16(const bf16* x, const char* packed, const bf16* bias, bf16* out,
+                       int64_t rows, int64_t inputs, int64_t outputs) {
+  octavo::gated<octavo::Pairs>(x, packed, bias, out, rows, inputs, outputs);
+}
 }
 
 OCTAVO_REPLAYABLE(linear_f32)
 OCTAVO_REPLAYABLE(linear_bf16)
 OCTAVO_REPLAYABLE(linear_wide_bf16)
+OCTAVO_REPLAYABLE(gated_f32)
+OCTAVO_REPLAYABLE(gated_bf16)

@@ -11,6 +11,7 @@
 // their value, because that is how VNNI multiplies; the excess is taken off as zero * sum of x.
 
 #include "buffer.h"
+#include "gate.h"
 #include "packed.h"
 #include "pool.h"
 #include "replay.h"
@@ -294,64 +295,98 @@ int32_t quantize(const T* x, int64_t count, int64_t size, int8_t* values, float*
   return 0;
 }
 
-template <int Bits, typename T, typename Out>
-void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
-            int64_t outputs) {
-  constexpr int kGroup = Format<Bits>::kGroup;
-  const Cut<Bits> cut(inputs);
-  thread_local Buffer kept;
-  const int64_t numbers = rows * cut.groups;
-  float* scales = kept.reserve(2 * numbers + ceil_div(rows * cut.row_size(), 4));
-  int32_t* excess = reinterpret_cast<int32_t*>(scales + numbers);
-  int8_t* values = reinterpret_cast<int8_t*>(scales + 2 * numbers);
-  const int64_t rows_per_task = kNumbersPerTask / inputs + 1;
-  parallel(ceil_div(rows, rows_per_task), [&](int64_t task) {
-    const int64_t last = least(rows, (task + 1) * rows_per_task);
-    for (int64_t row = task * rows_per_task; row < last; ++row) {
-      for (int64_t g = 0; g < cut.groups; ++g) {
-        const int64_t first = g * kGroup, at = row * cut.groups + g;
-        excess[at] = -Format<Bits>::kZero *
-                     quantize<kGroup>(x + row * inputs + first, least(kGroup, inputs - first),
-                                      least(kGroup, cut.row_size() - first),
-                                      values + row * cut.row_size() + first, scales + at);
-      }
-    }
-  });
-  const Rows<Bits> all_rows{cut, values, scales, excess};
-  const int64_t units = ceil_div(outputs, kUnit);
-  const int64_t blocks = ceil_div(rows, kBlockRows);
-  int64_t wide = kPanelUnits;
-  while (wide > 1 && blocks * ceil_div(units, wide) < 4 * threads()) wide /= 2;
-  const int64_t parts = ceil_div(units, wide);
-  parallel(blocks * parts, [&](int64_t task) {
-    const int64_t first_row = task / parts * kBlockRows;
-    const int64_t count = least(kBlockRows, rows - first_row);
-    const int64_t first_unit = task % parts * wide;
+// A product of some rows. What they become in 8 bits lies in memory of the calling thread's, which
+// has one product at a time.
+template <int Bits, typename T>
+class Product {
+ public:
+  Product(const T* x, const char* packed, int64_t rows, int64_t inputs, int64_t outputs)
+      : x_(rounded(x, rows, inputs)), packed_(packed),
+        units_(ceil_div(outputs, kUnit)) {}
+
+  // These rows times `width` units of one panel; `sums` are kPanel for each row.
+  template <typename Out>
+  void multiply(int64_t first_row, int64_t count, int64_t first_unit, int width, float* sums,
+                const Target<T, Out>& target) const {
+    const Cut<Bits>& cut = x_.cut;
     const int64_t before = first_unit / kPanelUnits * kPanelUnits;  // units of panels before
-    const int64_t width = least(kPanelUnits, units - before);
-    const int64_t mine = least(wide, units - first_unit);
-    alignas(64) float sums[kBlockRows * kPanel];
     const int64_t tiles = ceil_div(count, kRows);
     const int64_t passes = tiles == 1 ? 1 : ceil_div(cut.groups, Format<Bits>::kBlockGroups);
-    const Target<T, Out> target{bias, out, outputs, outputs};
-    Tile<Bits, T, Out> tile{packed + before * cut.unit_bytes(), width, 0, 0, 0, all_rows, nullptr,
-                            target, {}};
+    Tile<Bits, T, Out> tile{packed_ + before * cut.unit_bytes(), least(kPanelUnits, units_ - before),
+                            0, 0, 0, x_, nullptr, target, {}};
     for (int64_t pass = 0; pass < passes; ++pass) {
       tile.first_group = cut.groups * pass / passes;
       tile.end_group = cut.groups * (pass + 1) / passes;
-      for (int64_t u = 0; u < mine; u += kUnits) {
+      for (int u = 0; u < width; u += kUnits) {
         tile.unit = first_unit - before + u;
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t row = count * t / tiles;
           const int tall = static_cast<int>(count * (t + 1) / tiles - row);
-          tile.x = all_rows.from(first_row + row);
+          tile.x = x_.from(first_row + row);
           tile.sums = sums + row * kPanel + u * kUnit;
-          tile.target = target.from(first_row + row, (first_unit + u) * kUnit);
-          add_units(tile, tall, static_cast<int>(least(kUnits, mine - u)), t, tiles);
+          tile.target = target.from(row, u * kUnit);
+          add_units(tile, tall, static_cast<int>(least(kUnits, width - u)), t, tiles);
         }
       }
     }
-  });
+  }
+
+ private:
+  static Rows<Bits> rounded(const T* x, int64_t rows, int64_t inputs) {
+    constexpr int kGroup = Format<Bits>::kGroup;
+    const Cut<Bits> cut(inputs);
+    thread_local Buffer kept;
+    const int64_t numbers = rows * cut.groups;
+    float* scales = kept.reserve(2 * numbers + ceil_div(rows * cut.row_size(), 4));
+    int32_t* excess = reinterpret_cast<int32_t*>(scales + numbers);
+    int8_t* values = reinterpret_cast<int8_t*>(scales + 2 * numbers);
+    const int64_t rows_per_task = kNumbersPerTask / inputs + 1;
+    parallel(ceil_div(rows, rows_per_task), [&](int64_t task) {
+      const int64_t last = least(rows, (task + 1) * rows_per_task);
+      for (int64_t row = task * rows_per_task; row < last; ++row) {
+        for (int64_t g = 0; g < cut.groups; ++g) {
+          const int64_t first = g * kGroup, at = row * cut.groups + g;
+          excess[at] = -Format<Bits>::kZero *
+                       quantize<kGroup>(x + row * inputs + first, least(kGroup, inputs - first),
+                                        least(kGroup, cut.row_size() - first),
+                                        values + row * cut.row_size() + first, scales + at);
+        }
+      }
+    });
+    return {cut, values, scales, excess};
+  }
+
+  Rows<Bits> x_;
+  const char* packed_;
+  int64_t units_;
+};
+
+template <int Bits, typename T, typename Out>
+void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
+            int64_t outputs) {
+  const Product<Bits, T> product(x, packed, rows, inputs, outputs);
+  const Target<T, Out> target{bias, out, outputs, outputs};
+  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
+    alignas(64) float sums[kBlockRows * kPanel];
+    product.multiply(row, count, unit, width, sums, target.from(row, unit * kUnit));
+  };
+  for_parts(rows, kBlockRows, ceil_div(outputs, kUnit), part);
+}
+
+// As in linear.cpp.
+template <int Bits, typename T>
+void gated(const T* x, const char* packed, const T* bias, T* out, int64_t rows, int64_t inputs,
+           int64_t outputs) {
+  const Product<Bits, T> product(x, packed, rows, inputs, outputs);
+  const int64_t size = outputs / 2;
+  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
+    alignas(64) float gates[kBlockRows * kPanel], sums[kBlockRows * kPanel];
+    product.multiply(row, count, unit, width, gates, panel_target(bias, unit * kUnit, gates));
+    product.multiply(row, count, unit + size / kUnit, width, sums,
+                     panel_target(bias, unit * kUnit + size, sums));
+    gate_block(gates, sums, count, width, out + row * size + unit * kUnit, size);
+  };
+  for_parts(rows, kBlockRows, size / kUnit, part);
 }
 
 // `values` [outputs, inputs], `zero` above what they stand for; `scales` [outputs, groups].
@@ -449,6 +484,16 @@ using octavo::bf16;
                                                       int64_t inputs, int64_t outputs) {          \
     octavo::linear<BITS>(x, packed, bias, out, rows, inputs, outputs);                            \
   }                                                                                               \
+  extern "C" void octavo_gated_int##BITS##_f32(const float* x, const char* packed,                \
+                                               const float* bias, float* out, int64_t rows,       \
+                                               int64_t inputs, int64_t outputs) {                 \
+    octavo::gated<BITS>(x, packed, bias, out, rows, inputs, outputs);                             \
+  }                                                                                               \
+  extern "C" void octavo_gated_int##BITS##_bf16(const bf16* x, const char* packed,                \
+                                                const bf16* bias, bf16* out, int64_t rows,        \
+                                                int64_t inputs, int64_t outputs) {                \
+    octavo::gated<BITS>(x, packed, bias, out, rows, inputs, outputs);                             \
+  }                                                                                               \
   extern "C" void octavo_unpack_rows_int##BITS##_f32(const char* packed, const int64_t* ids,      \
                                                      float* out, int64_t count, int64_t inputs,   \
                                                      int64_t outputs) {                           \
@@ -462,6 +507,8 @@ using octavo::bf16;
   OCTAVO_REPLAYABLE(linear_int##BITS##_f32)                                                       \
   OCTAVO_REPLAYABLE(linear_int##BITS##_bf16)                                                      \
   OCTAVO_REPLAYABLE(linear_wide_int##BITS##_bf16)                                                 \
+  OCTAVO_REPLAYABLE(gated_int##BITS##_f32)                                                        \
+  OCTAVO_REPLAYABLE(gated_int##BITS##_bf16)                                                       \
   OCTAVO_REPLAYABLE(unpack_rows_int##BITS##_f32)                                                  \
   OCTAVO_REPLAYABLE(unpack_rows_int##BITS##_bf16)
 
