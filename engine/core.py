@@ -38,7 +38,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
@@ -173,8 +172,7 @@ class Engine:
                 self.scheduler.release(request_id)
 
     def _measured(self, plan: StepPlan, output: StepOutput, host_seconds: float) -> StepStats:
-        return replace(
-            self.scheduler.stats(),
+        return self.scheduler.stats()._replace(
             step=plan.number,
             tokens_computed=plan.token_count,
             sequences_computed=len(plan.slices),
@@ -207,7 +205,7 @@ def serve(engine: Engine, channel: Line) -> None:
                 return
             # Aborts may have emptied it: the gauges must say so.
             report = StepReport((), engine.stats()) if engine.idle else engine.step()
-        channel.send(replace(report, number=number))
+        channel.send(StepReport(report.deltas, report.stats, number))
 
 
 def _handle(engine: Engine, messages: list[Message], channel: Line) -> bool:

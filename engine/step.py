@@ -87,6 +87,12 @@ class Slice(NamedTuple):
     draft: tuple[int, ...] = ()
     guess: int = 0
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it has one token, which is known to follow, and wants nothing but the next."""
+        new = self.token_ids or self.draft or self.history is not None
+        return self.count == 1 and self.wants == Wants.TOKEN and not new
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
@@ -195,8 +201,7 @@ class Delta(NamedTuple):
         return self.finish_reason is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
+class StepStats(NamedTuple):
     """The only thing metrics read of the engine. Gauges are as of now, counters since start."""
 
     step: int = 0

@@ -56,7 +56,7 @@ class Shared:
         return [torch.from_numpy(array) for array in arrays]
 
     def receive(self, *tensors: Tensor) -> Callable[[], list[Array]]:
-        return lambda: [tensor.numpy(force=True) for tensor in tensors]
+        return lambda: [tensor.numpy() for tensor in tensors]
 
 
 @dataclass(slots=True)

@@ -412,8 +412,9 @@ class Draw(Protocol):
         positions: Tensor,
         narrowing: Narrowing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As for `GumbelArgmax` -> int64 [rows], the chosen columns, and float32 [rows], the
-        largest logit of each row: NaN where there is one, and then any column is chosen."""
+        """As for `GumbelArgmax` -> int64 [rows], the chosen columns, and int64 [rows], the same
+        but -1 where the largest logit of a row is not finite (NaN where there is one): there any
+        column is chosen."""
 
 
 class Largest(Protocol):

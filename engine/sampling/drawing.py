@@ -98,14 +98,6 @@ class Drawer:
         return chosen
 
 
-def plain_draw(
-    ops: Ops, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The chosen tokens of rows that nothing shapes or narrows, and their outcomes."""
-    chosen, largest = ops.draw(logits, temperature, seeds, positions)
-    return chosen, outcomes_of(largest, chosen)
-
-
 def outcomes_of(largest: Tensor, chosen: Tensor, shaped: Tensor | None = None) -> Tensor:
     """The chosen tokens, or why rows have none (`FAILURES`), from each row's largest logit as it
     came from the model, and all of them as the rules left them. Where no rule applies (None) and

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from itertools import takewhile
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,15 @@ from ..sampling.sampler import Drawn, Sampled, Sampler, Settled
 from ..speculative.base import Proposer
 from ..step import NOTHING_LEFT, Slice, SliceResult, StepPlan, TokenLogprobs
 from ..transfer import Array, Transfer, beside
-from .gathering import LACKING, Work, gather
+from .gathering import LACKING, Work, follow, gather
 from .graphs import Eager, Forwards
 from .inputs import Inputs, Sent
 from .pooling import pool
 from .sequences import AsOf, Integers, SequenceTable
 from .stream import Stream
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _SCORING_BYTES = 32 << 20  # logits of prompt tokens that exist at a time
 
 
@@ -59,11 +62,26 @@ class Launched:
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     arrived: list[Array] | None = None  # what was drawn, on the host
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
+    plain: bool = False  # nothing shapes what is drawn
 
     @property
     def complete(self) -> bool:
         """Whether the device has been given all of it."""
         return self.computed is None or self.drawn is not None
+
+
+def inferring(method: Callable[P, R]) -> Callable[P, R]:
+    """Have a call, and what it calls in its thread, computed without gradients. Torch's own
+    decorator would enter once more where that is so already: 20 us between two steps."""
+
+    @wraps(method)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        if torch.is_inference_mode_enabled():
+            return method(*given, **named)
+        with torch.inference_mode():
+            return method(*given, **named)
+
+    return run
 
 
 class Computer:
@@ -102,6 +120,7 @@ class Computer:
         self._stream = stream
         self._forwards = forwards or Eager(model, kv)
         self._proposer = proposer
+        self._gathered: Work | None = None  # what was launched last
 
     def ready(self, params: SamplingParams) -> bool:
         """Whether a sequence with these parameters would not keep a step waiting; begins to
@@ -127,6 +146,7 @@ class Computer:
             self.rewind()
             raise
 
+    @inferring
     def launch(self, slices: Sequence[Slice]) -> Launched:
         """Give the device a step: its model, and its sampler where that need not wait."""
         launched = Launched(slices, self._gather(slices))
@@ -140,6 +160,7 @@ class Computer:
                 self._give_to_sampler(launched, settled, launched.sent.others)
         return launched
 
+    @inferring
     def sample(self, launched: Launched) -> None:
         """Give the device the sampler of a step, if it has waited; the step before has landed."""
         if launched.computed is not None and launched.drawn is None:
@@ -161,15 +182,20 @@ class Computer:
 
     def rewind(self) -> None:
         """Give up what is under way."""
+        self._gathered = None
         self._table.rewind()
 
     # --- on the host ---------------------------------------------------------------------------
 
     def _gather(self, slices: Sequence[Slice]) -> Work:
-        work = gather(slices, self._table)
-        for part, row in zip(work.slices, work.rows.tolist(), strict=True):
-            if part.history is not None:
-                self._sampler.admit(row, part.history.params, part.history.seed)
+        before, self._gathered = self._gathered, None
+        work = follow(before, slices, self._table) if before is not None else None
+        if work is None:
+            work = gather(slices, self._table)
+            for part, row in zip(work.slices, work.rows.tolist(), strict=True):
+                if part.history is not None:
+                    self._sampler.admit(row, part.history.params, part.history.seed)
+        self._gathered = work
         return work
 
     def _waits(self, work: Work) -> bool:
@@ -184,9 +210,13 @@ class Computer:
         What a grammar forces is known without a draw: then it is passed over.
         """
         work = launched.work
-        at = work.sampling
-        launched.drawing = at[self._table.lengths[work.rows[at]] == work.contexts[at]]
-        rows, lengths = work.rows[launched.drawing], work.contexts[launched.drawing]
+        at, rows, lengths = work.sampling, work.rows, work.contexts
+        if not work.decodes:
+            rows, lengths = rows[at], lengths[at]
+        awaiting = self._table.lengths[rows] == lengths
+        if not awaiting.all():
+            at, rows, lengths = at[awaiting], rows[awaiting], lengths[awaiting]
+        launched.drawing = at
         histories = self._table.as_of(rows, lengths)
         if work.guesses is None:
             return self._sampler.settle(rows, histories)
@@ -196,6 +226,7 @@ class Computer:
     def _give_to_sampler(
         self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
     ) -> None:
+        launched.plain = settled.plain
         launched.drawn = self._stream.run(partial(self._draw, launched, settled, sent))
         self._table.promise(launched.work.rows[launched.drawing])
 
@@ -232,9 +263,10 @@ class Computer:
         tokens = np.array([chosen.token_ids[i][0] for i in one.tolist()], dtype=np.int64)
         self._table.append(work.rows[one], tokens)
         at, rows = drawing.tolist(), work.rows[drawing]
-        # Nothing has been promised meanwhile to whom a grammar binds.
-        for i, run in self._sampler.forced(rows, self._table).items():
-            chosen.token_ids[at[i]] += self._table.extend(int(rows[i]), run)
+        if not launched.plain:
+            # Nothing has been promised meanwhile to whom a grammar binds.
+            for i, run in self._sampler.forced(rows, self._table).items():
+                chosen.token_ids[at[i]] += self._table.extend(int(rows[i]), run)
         if self._proposer is not None:
             self._propose(self._proposer, work, drawing, chosen)
 
@@ -251,7 +283,7 @@ class Computer:
 
     # --- on the stream -------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @inferring
     def _forward(self, work: Work, sent: Sent, beams: AsOf | None) -> tuple[Tensor, Chosen]:
         """The logits to draw from, and what slices yield besides a token.
 
@@ -271,7 +303,7 @@ class Computer:
             chosen.errors.update(pooled.errors)
         return logits, chosen
 
-    @torch.inference_mode()
+    @inferring
     def _draw(
         self, launched: Launched, settled: Settled, sent: Sequence[Tensor]
     ) -> tuple[Drawn, Callable[[], list[Array]]]:

@@ -42,6 +42,34 @@ class Work:
     scoring: Integers  # of those that want prompt log-probabilities
     pooling: Integers  # of those that want an embedding
     failed: dict[int, str]  # why the others cannot be computed, by sequence
+    tenants: int  # `SequenceTable.tenants` as it was
+    decodes: bool  # every slice has one token, and wants nothing but the next one
+
+
+def follow(before: Work, given: Sequence[Slice], table: SequenceTable) -> Work | None:
+    """As `gather`, where these slices do for the very sequences of `before` what that did, one
+    token further, as in most steps; None where it may be anything else."""
+    slices, contexts = before.slices, before.contexts + 1
+    if not before.decodes or before.tenants != table.tenants or len(given) != len(slices):
+        return None
+    for part, last in zip(given, slices, strict=True):
+        if part.sequence != last.sequence or part.start != last.start + 1:
+            return None
+        if not part.decodes:
+            return None
+        if part.blocks:
+            table.row(part)
+    rows = before.rows
+    if (table.lengths[rows] < contexts).any():  # a step has yielded less than it promised
+        return None
+    known = table.known(rows)
+    return replace(
+        before,
+        slices=tuple(given),
+        contexts=contexts,
+        known=known,
+        layout=replace(before.layout, contexts=contexts, known=known, places=contexts),
+    )
 
 
 def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
@@ -90,6 +118,8 @@ def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
         scoring=scoring,
         pooling=pooling,
         failed=failed,
+        tenants=table.tenants,
+        decodes=not failed and all(part.decodes for part in slices),
     )
 
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Yield = tuple[Tensor, Tensor]
 """Hidden states [tokens, hidden], and logits of `batch.logits_rows`, float32 [rows, vocab]."""
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`sampling.drawing.plain_draw` of some ops."""
+"""`ops.draw` without a narrowing."""
 
 _OFTEN = 16  # steps that would have used a graph, until a busy server stops to record it
 _PAUSE = 1.0  # seconds between two recordings of a busy server

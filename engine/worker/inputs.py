@@ -8,15 +8,17 @@ keeps of every sequence, so that a step sends it nothing but what has changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..transfer import Array, Transfer
+from .padding import STEADY, StaticBatch
 from .sequences import Integers, SequenceTable
 
 
@@ -63,16 +65,41 @@ class Inputs(Protocol):
         several are of one sequence the host will know which of them hold."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where some number of tokens and slices is put, and a batch of it: of slices of a token each,
+    all of which want logits, but for their lengths."""
+
+    token_ids: Array
+    positions: Array
+    slots: Array
+    contexts: Array
+    block_tables: Array
+    batch: Batch
+
+
 class FromHost:
     """See `Inputs`: all of it made by the host, but for the tokens that it does not know."""
 
-    def __init__(self, table: SequenceTable, block_size: int, transfer: Transfer) -> None:
+    def __init__(
+        self,
+        table: SequenceTable,
+        block_size: int,
+        transfer: Transfer,
+        room: StaticBatch | None = None,
+    ) -> None:
+        """`room`: where steps' inputs are put, if they fit. Only where no step is launched before
+        the last one has landed: its inputs are overwritten, and the host knows all tokens."""
         self._table = table
+        self._room = room
+        self._places = lru_cache(maxsize=STEADY)(self._place)
         self._block_size = block_size
         self._transfer = transfer
         self._last: Tensor | None = None  # on the device: the last token sampled, by row
 
     def send(self, layout: Layout, others: Sequence[Array] = ()) -> Sent:
+        if self._room is not None and self._room.holds(layout.tokens, len(layout.rows)):
+            return self._put(layout, others)
         table, contexts, ends = self._table, layout.contexts, layout.ends
         tokens = layout.tokens
 
@@ -85,7 +112,7 @@ class FromHost:
         awaited = np.flatnonzero(positions >= spread(layout.known))
         block, offset = np.divmod(positions, self._block_size)
         blocks = table.block_tables[row_of_token, block].astype(np.int64)
-        width = -(-int(contexts.max(initial=0)) // self._block_size)
+        width = self._width(layout)
         tensors = self._transfer.send(
             table.token_ids[row_of_token, positions].astype(np.int64),
             positions,
@@ -111,10 +138,71 @@ class FromHost:
             context_lengths_host=tuple(contexts.tolist()),
             all_logits=layout.all_logits,
         )
-        complete = partial(self._complete, batch, *tensors[7:9])
+        complete = partial(self._complete, batch, *tensors[7:9]) if len(awaited) else lambda: batch
         return Sent(batch=complete, targets=tensors[9], others=tensors[10:])
 
+    def _put(self, layout: Layout, others: Sequence[Array]) -> Sent:
+        """All but a few small arrays to where it is read: after a forward pass the code of each op
+        of torch, and of each copy, comes from memory."""
+        table, rows, contexts, tokens = self._table, layout.rows, layout.contexts, layout.tokens
+        place = self._places(tokens, len(rows), self._width(layout))
+        place.contexts[:] = contexts
+        place.block_tables[:] = table.block_tables[rows, : place.block_tables.shape[1]]
+        if tokens == len(rows):  # one each, as in most steps
+            np.subtract(contexts, 1, out=place.positions)
+            offsets = place.batch.query_offsets
+        else:
+            rows = np.repeat(rows, layout.counts)
+            starts = np.repeat(contexts - layout.ends, layout.counts)
+            np.add(np.arange(tokens), starts, out=place.positions)
+            offsets = torch.from_numpy(np.concatenate(([0], layout.ends)).astype(np.int32))
+        place.token_ids[:] = table.token_ids[rows, place.positions]
+        block, offset = np.divmod(place.positions, self._block_size)
+        slots = place.slots
+        slots[:] = table.block_tables[rows, block]
+        slots *= self._block_size
+        slots += offset
+        every = place.batch.logits_rows
+        batch = replace(
+            place.batch,
+            query_offsets=offsets,
+            logits_rows=every if layout.all_logits else torch.from_numpy(layout.logits_rows),
+            query_lengths=tuple(layout.counts.tolist()),
+            context_lengths_host=tuple(contexts.tolist()),
+            all_logits=layout.all_logits,
+        )
+        drawn, *sent = self._transfer.send(layout.rows[layout.draws], *others)
+        return Sent(batch=lambda: batch, targets=drawn, others=sent)
+
+    def _place(self, tokens: int, slices: int, width: int) -> _Place:
+        assert self._room is not None
+        inputs, block_tables, every_row = self._room.inputs(tokens, slices, width)
+        return _Place(
+            token_ids=inputs.token_ids.numpy(),
+            positions=inputs.positions.numpy(),
+            slots=inputs.slot_mapping.numpy(),
+            contexts=inputs.context_lengths.numpy(),
+            block_tables=block_tables.numpy(),
+            batch=Batch(
+                token_ids=inputs.token_ids,
+                positions=inputs.positions,
+                query_offsets=self._room.one_each(slices),
+                context_lengths=inputs.context_lengths,
+                block_tables=block_tables,
+                slot_mapping=inputs.slot_mapping,
+                logits_rows=every_row,
+                query_lengths=(),
+                context_lengths_host=(),
+            ),
+        )
+
+    def _width(self, layout: Layout) -> int:
+        """Entries of the longest block table."""
+        return -(-int(layout.contexts.max(initial=0)) // self._block_size)
+
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
+        if self._room is not None:
+            return
         rows = len(self._table.lengths)
         if self._last is None:
             self._last = token_ids.new_zeros(rows)
@@ -126,7 +214,6 @@ class FromHost:
 
     def _complete(self, batch: Batch, awaited: Tensor, rows: Tensor) -> Batch:
         """Fill in the tokens that only the device knows: the last ones of these rows."""
-        if len(awaited):
-            assert self._last is not None, "a step was to yield these tokens"
-            batch.token_ids[awaited] = self._last[rows]
+        assert self._last is not None, "a step was to yield these tokens"
+        batch.token_ids[awaited] = self._last[rows]
         return batch

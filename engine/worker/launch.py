@@ -32,7 +32,6 @@ from ..executor.base import Capacity, Progress
 from ..kv_cache import KVCache, block_bytes
 from ..models.base import Model
 from ..quantization.rounded import rounded_bytes
-from ..sampling.drawing import plain_draw
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.grammar_rule import GrammarRule
 from ..sampling.rules import standard_rules
@@ -164,7 +163,8 @@ def launch(
     if has_streams(device):
         inputs = Resident(table, config.block_size, transfer, ops.build_step, room)
     else:
-        inputs = FromHost(table, config.block_size, transfer)
+        place = None if overlaps(config.overlap, device) else room
+        inputs = FromHost(table, config.block_size, transfer, place)
     forwards = _forwards(model, kv, gpu, ops, keys, room, parts.get("graphs_reserved", 0))
     computer = Computer(
         model=model,
@@ -275,8 +275,7 @@ def _forwards(
         return eager
     if gpu is not None:
         recorder = GpuRecorder(room.device)
-        draw = partial(plain_draw, ops)
-        return Graphed(eager, recorder, keys, room, draw=draw, reserved=reserved)
+        return Graphed(eager, recorder, keys, room, draw=ops.draw, reserved=reserved)
     try:
         return Replayed(eager, ops.recorder(), room)
     except NotRecordable as why:

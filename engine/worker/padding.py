@@ -133,10 +133,18 @@ class StaticBatch:
             all_logits=True,
         )
 
+    def holds(self, tokens: int, rows: int) -> bool:
+        """Whether there is room for a step's `inputs`."""
+        return tokens <= len(self._token_ids) and rows <= len(self._contexts)
+
+    def one_each(self, rows: int) -> Tensor:
+        """The offsets of slices of one token each, int32 [rows + 1]."""
+        return self._offsets[1][: rows + 1]
+
     def inputs(self, tokens: int, rows: int, width: int) -> tuple[StepInputs, Tensor, Tensor]:
         """Where to put a step's inputs, what of its block tables has `width` entries, and the
         numbers of its tokens, int64 [tokens]: here, if there is room, else in new memory."""
-        if tokens <= len(self._token_ids) and rows <= len(self._contexts):
+        if self.holds(tokens, rows):
             return self._places(tokens, rows, width)
         longs = self._token_ids.new_empty((3, tokens))
         inputs = StepInputs(

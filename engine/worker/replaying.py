@@ -130,11 +130,12 @@ class Replayed:
 
 
 def _fill(place: Batch, batch: Batch) -> None:
-    place.token_ids.copy_(batch.token_ids)
-    place.positions.copy_(batch.positions)
-    place.slot_mapping.copy_(batch.slot_mapping)
-    place.context_lengths.copy_(batch.context_lengths)
-    place.block_tables[:, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+    if place.token_ids.data_ptr() != batch.token_ids.data_ptr():  # else all of it is there already
+        place.token_ids.copy_(batch.token_ids)
+        place.positions.copy_(batch.positions)
+        place.slot_mapping.copy_(batch.slot_mapping)
+        place.context_lengths.copy_(batch.context_lengths)
+        place.block_tables[:, : batch.block_tables.shape[1]].copy_(batch.block_tables)
     if len(batch.token_ids) > len(batch.query_lengths):
         place.query_offsets.copy_(batch.query_offsets)
 

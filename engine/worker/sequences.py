@@ -69,6 +69,7 @@ class SequenceTable:
     def __init__(self, *, rows: int, longest: int, block_size: int) -> None:
         self._block_size = block_size
         self._row_of: dict[int, int] = {}  # by sequence id
+        self.tenants = 0  # grows whenever a row is given to a sequence or taken from one
         self._free = list(range(rows - 1, -1, -1))
         # One more than the longest: the last token of a sequence is sampled, never computed.
         self.token_ids = np.zeros((rows, longest + 1), dtype=np.int32)
@@ -92,6 +93,7 @@ class SequenceTable:
             row = self._row_of.pop(sequence, None)
             if row is not None:
                 self._free.append(row)
+                self.tenants += 1
 
     def row(self, part: Slice) -> int:
         """Take in what a slice brings, and return the row of its sequence.
@@ -210,6 +212,7 @@ class SequenceTable:
             if not self._free:
                 self._grow()
             row = self._row_of[sequence] = self._free.pop()
+            self.tenants += 1
         self.token_ids[row, : len(history.token_ids)] = history.token_ids
         self.prompt_lengths[row] = history.prompt_length
         self._kept[row] = len(history.token_ids)

@@ -116,7 +116,8 @@ def draw(
     """See `ops.Draw`."""
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     ends = None if narrowing is None else narrowed(logits, temperature, narrowing)
-    return _draw(logits, temperature, seeds, positions, None, ends)
+    chosen, highest = _draw(logits, temperature, seeds, positions, None, ends)
+    return chosen, torch.where(highest.isfinite(), chosen, -1)
 
 
 def _draw(

@@ -17,10 +17,11 @@ def draw(
     narrowing: Narrowing | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `ops.Draw`."""
-    peak = logits.amax(-1)
+    sound = logits.amax(-1).isfinite()
     if narrowing is not None:
         logits = narrow(logits, temperature, narrowing)
-    return gumbel_argmax(logits, temperature, seeds, positions), peak
+    chosen = gumbel_argmax(logits, temperature, seeds, positions)
+    return chosen, torch.where(sound, chosen, -1)
 
 
 def narrow(logits: Tensor, temperature: Tensor, narrowing: Narrowing) -> Tensor:

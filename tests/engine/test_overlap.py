@@ -237,7 +237,8 @@ def test_the_next_step_is_launched_before_its_tokens_are_known(
 
 
 def runner_of(tmp_path: Path, **settings: object) -> Runner:
-    return launch(tiny_config(tmp_path, **settings), lambda *_: None)[0]
+    """Its steps may be launched ahead."""
+    return launch(tiny_config(tmp_path, overlap="on", **settings), lambda *_: None)[0]
 
 
 def plan(number: int, *slices: Any, **more: Any) -> StepPlan:

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.engine.params import SamplingParams
-from octavo.engine.sampling.drawing import plain_draw
 from octavo.engine.sampling.rules import standard_rules
 from octavo.engine.sampling.sampler import Sampled, Sampler
 from octavo.kernels.reference import REFERENCE
@@ -452,7 +451,7 @@ def test_plain_draws_may_be_somebody_elses() -> None:
 
     def draws(logits: torch.Tensor, temperature: Any, seeds: Any, positions: Any) -> Any:
         asked.append(temperature.tolist())
-        return plain_draw(REFERENCE, logits, temperature, seeds, positions)
+        return REFERENCE.draw(logits, temperature, seeds, positions)
 
     plain = (SamplingParams(temperature=0.0), SamplingParams(temperature=1.0))
     known = histories([[1, 2], [3]])

@@ -27,7 +27,8 @@ from octavo.engine.params import SamplingParams
 from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.transfer import Array, Pinned
 from octavo.engine.worker import launch as launching
-from octavo.engine.worker.gathering import Work, gather
+from octavo.engine.worker.computer import Computer
+from octavo.engine.worker.gathering import Work
 from octavo.engine.worker.graphs import Recording, Yield
 from octavo.engine.worker.launch import launch
 from octavo.kernels import registry
@@ -245,12 +246,14 @@ def test_guesses_travel_in_the_same_copy(
     engine = Engine(Scheduler(config, executor.start(lambda *_: None)), executor, overlap=1)
     gathered: list[bool] = []  # by step: whether anything is guessed
 
+    gather = Computer._gather
+
     def noted(*given: Any) -> Work:
         work = gather(*given)
         gathered.append(work.guesses is not None)
         return work
 
-    monkeypatch.setattr("octavo.engine.worker.computer.gather", noted)
+    monkeypatch.setattr(Computer, "_gather", noted)
     for i in range(3):
         sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0)
         engine.add(request(f"r{i}", range(2 + i, 10 + i), seed=i, sampling=sampling))

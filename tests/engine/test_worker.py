@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from octavo.engine.scheduler.scheduler import Scheduler
 from octavo.engine.step import History, Moves, Slice, SliceResult, StepPlan, Wants
 from octavo.engine.transfer import Shared
 from octavo.engine.worker.computer import Computer
-from octavo.engine.worker.gathering import Work, gather
+from octavo.engine.worker.gathering import Work, follow, gather
 from octavo.engine.worker.inputs import FromHost, Inputs
 from octavo.engine.worker.launch import launch
 from octavo.engine.worker.padding import StaticBatch
@@ -49,12 +50,15 @@ def lay_out(table: SequenceTable, *slices: Slice, retired: tuple[int, ...] = ())
     return work
 
 
-def resident(table: SequenceTable, *, room: int = 20) -> Resident:
-    """Inputs as a device makes them; larger steps than of `room` tokens have no place there."""
-    static = StaticBatch(
-        rows=4, queries=1, longest=60, block_size=BLOCK, device=torch.device("cpu"), room=room
+def resident(table: SequenceTable, *, tokens: int = 20) -> Resident:
+    """Inputs as a device makes them; larger steps than of `tokens` have no place there."""
+    return Resident(table, BLOCK, Shared(), reference.build_step, room(tokens))
+
+
+def room(tokens: int) -> StaticBatch:
+    return StaticBatch(
+        rows=4, queries=1, longest=60, block_size=BLOCK, device=torch.device("cpu"), room=tokens
     )
-    return Resident(table, BLOCK, Shared(), reference.build_step, static)
 
 
 def test_a_step_is_as_large_as_suits_the_device_where_nobody_says(tmp_path: Path) -> None:
@@ -73,11 +77,15 @@ def test_a_step_is_as_large_as_suits_the_device_where_nobody_says(tmp_path: Path
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), st.booleans())
-def test_the_batch_is_what_the_plan_says(data: st.DataObject, on_device: bool) -> None:
+@given(st.data(), st.sampled_from(["on the device", "by the host", "in place"]))
+def test_the_batch_is_what_the_plan_says(data: st.DataObject, made: str) -> None:
     """Against plain lists: random mixtures of chunks and decodes, over several steps."""
     table = SequenceTable(rows=2, longest=60, block_size=BLOCK)  # grows on the way
-    inputs: Inputs = resident(table) if on_device else FromHost(table, BLOCK, Shared())
+    inputs: Inputs
+    if made == "on the device":
+        inputs = resident(table)
+    else:  # larger steps have no place there
+        inputs = FromHost(table, BLOCK, Shared(), room(20) if made == "in place" else None)
     tokens: dict[int, list[int]] = {}
     blocks: dict[int, list[int]] = {}
     computed: dict[int, int] = {}
@@ -203,6 +211,97 @@ def test_a_device_makes_what_the_host_would(seed: int) -> None:
                 sequence = draw.choice(alive)
                 table.extend(table._row_of[sequence], (7, 8))
         table.check()
+
+
+def same(one: object, other: object) -> bool:
+    """Dataclasses of arrays and plain values."""
+    if is_dataclass(one):
+        names = [field.name for field in fields(one)]
+        return all(same(getattr(one, name), getattr(other, name)) for name in names)
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and np.array_equal(one, other)
+    return one == other
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_work_that_follows_is_what_would_be_gathered(seed: int) -> None:
+    """Sequences decode side by side, now and then a step ahead; in between they come, go, pause,
+    change places, are given tokens, guess, fail, or want something else."""
+    draw = random.Random(seed)
+    table = SequenceTable(rows=2, longest=400, block_size=BLOCK)
+    length: dict[int, int] = {}  # by sequence
+    names, blocks = iter(range(1000)), iter(range(100_000))
+    before: Work | None = None
+    flying: list[Work] = []
+    followed = 0
+
+    def land() -> None:
+        work = flying.pop(0)
+        table.keep(work.rows, work.known)
+        table.append(work.rows[work.sampling], 10 * work.contexts[work.sampling])
+
+    def decode(sequence: int) -> Slice:
+        start = length[sequence] - 1
+        fresh = (next(blocks),) if start % BLOCK == 0 else ()
+        return Slice(sequence, start, 1, Wants.TOKEN, first_block=start // BLOCK, blocks=fresh)
+
+    for _ in range(40):
+        event = draw.choice(
+            ["come", "go", "pause", "turn", "tokens", "guess", "fail", *["on"] * 20]
+        )
+        while flying and (event != "on" or len(flying) > 1 or draw.random() < 0.5):
+            land()
+        if event == "fail":
+            table.rewind()
+        living = list(length)
+        if event == "go" and living:
+            table.forget((living[0],))
+            del length[living.pop(0)]
+        if event == "pause":
+            living = living[1:]
+        if event == "turn":
+            length = dict(reversed(length.items()))
+            living.reverse()
+        slices = [decode(sequence) for sequence in living]
+        if event == "come" or not slices:
+            name, count = next(names), draw.randint(1, 6)
+            fresh = tuple(next(blocks) for _ in range(-(-count // BLOCK)))
+            told = history(list(range(count)))
+            slices.append(Slice(name, 0, count, Wants.TOKEN, blocks=fresh, history=told))
+            length[name] = count
+        if event == "tokens":
+            slices[0] = slices[0]._replace(token_ids=(7,) if slices[0].history is None else ())
+        if event == "guess" and slices[0].start % BLOCK < BLOCK - 1 and slices[0].history is None:
+            slices[0] = slices[0]._replace(draft=(5,), count=2)
+        work = None if before is None else follow(before, slices, table)
+        fresh_work = gather(slices, table)
+        if work is not None:
+            assert same(work, fresh_work)
+            followed += 1
+        before = work or fresh_work
+        if event in ("tokens", "guess"):  # was not to be: it had been told of its last token
+            table.rewind()
+            continue
+        table.promise(before.rows[before.sampling])
+        flying.append(before)
+        for part in slices:
+            length[part.sequence] += 1
+        table.check()
+    assert followed
+
+
+def test_nothing_follows_a_step_that_yielded_less_than_it_promised() -> None:
+    table = SequenceTable(rows=2, longest=20, block_size=BLOCK)
+    first = Slice(1, 0, 2, Wants.TOKEN, blocks=(0,), history=history([1, 2]))
+    table.promise(lay_out(table, first).rows)
+    work = lay_out(table, Slice(1, 2, 1, Wants.TOKEN))
+    table.promise(work.rows)
+    then = Slice(1, 3, 1, Wants.TOKEN)
+    assert follow(work, [then], table) is not None
+    table.break_promise(work.rows)
+    assert follow(work, [then], table) is None
+    assert set(lay_out(table, then).failed) == {1}
 
 
 def check_batch(

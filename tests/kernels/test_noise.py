@@ -186,7 +186,9 @@ def test_columns_too_close_to_tell_are_told_apart_by_the_definition(provider: st
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_draw_tells_the_largest_logit(provider: str, temperature: float) -> None:
+def test_a_draw_tells_where_the_largest_logit_is_not_finite(
+    provider: str, temperature: float
+) -> None:
     draw: Draw = find(provider, "draw")
     infinity, nan = float("inf"), float("nan")
     for columns in (1, 3, 16, 517):
@@ -197,9 +199,10 @@ def test_a_draw_tells_the_largest_logit(provider: str, temperature: float) -> No
         logits[4, 1:] = -infinity
         logits[5, :] = nan
         numbers = (torch.full((6,), temperature), torch.arange(6), torch.arange(6) * 3)
-        chosen, largest = draw(logits, *numbers)
-        torch.testing.assert_close(largest, logits.amax(-1), rtol=0, atol=0, equal_nan=True)
-        sound = largest.isfinite()
+        chosen, outcomes = draw(logits, *numbers)
+        sound = logits.amax(-1).isfinite()
+        assert sound.tolist() == [True, False, False, False, True, False]
+        assert torch.equal(outcomes, torch.where(sound, chosen, -1))
         expected = find(provider, "gumbel_argmax")(logits, *numbers)
         assert chosen[sound].tolist() == expected[sound].tolist()
         assert ((chosen >= 0) & (chosen < columns)).all()
@@ -213,6 +216,10 @@ def test_a_draw_between_columns_that_are_too_near_is_decided_by_the_definition(
     temperature = torch.ones(400)
     noise = gumbel(seeds, positions, torch.arange(2))
     logits = noise.flip(1) - noise.amin(1, keepdim=True)  # both columns come to the same
-    chosen, largest = find(provider, "draw")(logits, temperature, seeds, positions)
-    assert torch.equal(chosen, gumbel_argmax(logits, temperature, seeds, positions))
-    assert torch.equal(largest, logits.amax(-1))
+    logits[::7] = torch.inf
+    logits[1::7, 0] = torch.nan
+    chosen, outcomes = find(provider, "draw")(logits, temperature, seeds, positions)
+    sound = logits.amax(-1).isfinite()
+    expected = gumbel_argmax(logits, temperature, seeds, positions)
+    assert torch.equal(chosen[sound], expected[sound])
+    assert torch.equal(outcomes, torch.where(sound, expected, -1))

@@ -185,23 +185,25 @@ float largest_or_nan(const float* logits, int64_t columns, int64_t first_largest
 }  // namespace
 }  // namespace octavo
 
-// As `ops.GumbelArgmax` and `ops.Draw`; token_ids and highest may be null. chosen [rows + 1]: the
-// columns, -1 where two are too close to be told apart here, and behind them how many rows that are.
-// highest [rows]: the largest logits.
+// As `ops.GumbelArgmax` and `ops.Draw`; token_ids and outcomes may be null. chosen [rows]: the
+// columns, -1 where two are too close to be told apart here; close: how many rows those are.
+// outcomes [rows]: the same, and -1 where the largest logit is not finite.
 extern "C" void octavo_gumbel_argmax(const float* logits, int64_t rows, int64_t columns,
                                      const float* temperature, const int64_t* seeds,
                                      const int64_t* positions, const int64_t* token_ids,
-                                     int64_t* chosen, float* highest) {
+                                     int64_t* chosen, int64_t* outcomes, int64_t* close) {
   using namespace octavo;
   parallel(rows, [&](int64_t row) {
     const float* own = logits + row * columns;
     const float heat = temperature[row];
     const int64_t* ids = token_ids == nullptr ? nullptr : token_ids + row * columns;
     const bool greedy = heat == 0.0f;
-    const int64_t top = greedy || highest != nullptr ? first_largest(own, columns) : 0;
+    const int64_t top = greedy || outcomes != nullptr ? first_largest(own, columns) : 0;
     chosen[row] =
         greedy ? top : draw(own, columns, heat, Key::of(seeds[row], positions[row]), ids);
-    if (highest != nullptr) highest[row] = largest_or_nan(own, columns, top);
+    if (outcomes != nullptr) {
+      outcomes[row] = std::isfinite(largest_or_nan(own, columns, top)) ? chosen[row] : -1;
+    }
   });
-  chosen[rows] = std::count(chosen, chosen + rows, -1);
+  *close = std::count(chosen, chosen + rows, -1);
 }
