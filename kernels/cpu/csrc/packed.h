@@ -114,8 +114,9 @@ struct Target {
   }
 };
 
+// Inlined always: the sums are in registers, and a call would take them through memory.
 template <int Rows, int Units, typename T, typename Out>
-inline void finish(const Lanes (&sum)[Rows][Units], const Target<T, Out>& target) {
+__attribute__((always_inline)) inline void finish(const Lanes (&sum)[Rows][Units], const Target<T, Out>& target) {
 #pragma GCC unroll 8
   for (int u = 0; u < Units; ++u) {
     const int left = static_cast<int>(least(kLanes, target.count - u * kUnit));
