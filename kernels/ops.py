@@ -287,8 +287,11 @@ class AttendProjected(Protocol):
         layer: AttentionLayer,
     ) -> Tensor:
         """projected [tokens, (heads + 2 * kv_heads) * head_dim], the queries first, then keys and
-        values; it may be overwritten. cosine and sine [tokens, 1, rotary_dim], rotary_dim <=
-        head_dim, also 0 -> [tokens, heads * head_dim].
+        values; it is left alone. cosine and sine [tokens, 1, rotary_dim], rotary_dim <= head_dim,
+        also 0 -> [tokens, heads * head_dim].
+
+        On a CPU `projected` may be float32 where all else is bfloat16, as then the result is: so
+        queries and keys are rounded once.
         """
 
 

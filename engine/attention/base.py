@@ -19,6 +19,11 @@ class AttentionBackend(Protocol):
         """Whether its work of a step may be recorded once and done again with other values in the
         same tensors: nothing of it is decided by the host but from the host's own lengths."""
 
+    @property
+    def wide(self) -> bool:
+        """Whether `attend` wants projections in float32, whatever the model's dtype: then queries
+        and keys are rounded once, when they have been normed and rotated."""
+
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
         """Work out what all layers of this step share."""
 

@@ -57,7 +57,8 @@ def choose_attention(
         told += (
             ", the default of this device" if name == "auto" else f", by --attention-backend {name}"
         )
-        backend = PagedAttention(ops, replayable=True)
+        wide = not on_gpu and kv_dtype in (None, dtype)
+        backend = PagedAttention(ops, replayable=True, wide=wide)
     else:
         lack = _LACKS[name](device, dtype, config)
         if name == "fa3" and kv_dtype not in (None, dtype):

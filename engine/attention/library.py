@@ -48,6 +48,7 @@ class LibraryAttention(ABC):
     from lengths, or keeps in workspaces, is its own."""
 
     replayable = False
+    wide = False
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops

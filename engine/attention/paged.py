@@ -12,10 +12,11 @@ from ..batch import Batch
 class PagedAttention:
     """The `AttentionBackend` that needs nothing but `Ops`."""
 
-    def __init__(self, ops: Ops, *, replayable: bool = False) -> None:
+    def __init__(self, ops: Ops, *, replayable: bool = False, wide: bool = False) -> None:
         self._plan = ops.plan_attention
         self._attend = ops.attend_projected
         self.replayable = replayable
+        self.wide = wide
 
     def prepare(self, batch: Batch, block_size: int) -> AttentionPlan:
         slices = PagedSlices(

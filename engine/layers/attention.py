@@ -31,6 +31,7 @@ class Attention:
     ) -> None:
         config = blueprint.config
         self._attend = blueprint.attention.attend
+        self._wide = blueprint.attention.wide
         query_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self._qkv = Linear(
             blueprint,
@@ -75,7 +76,7 @@ class Attention:
     def __call__(self, x: LinearInput, step: LayerStep, cache: Tensor) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden], for the residual stream; `cache` is this
         layer's."""
-        projected = self._qkv(x)
+        projected = self._qkv.wide(x) if self._wide else self._qkv(x)
         mixed = self._attend(projected, cache, step.plan, step.cosine, step.sine, self._layer)
         return self._output.addend(mixed)
 

@@ -46,6 +46,11 @@ class Linear:
         out: Tensor = self._packed.addend(x)
         return out
 
+    def wide(self, x: LinearInput) -> Tensor:
+        """The same in float32, not rounded to the model's dtype."""
+        out: Tensor = self._packed.wide(x)
+        return out
+
     def gated(self, x: LinearInput, silu_mul: Activation) -> LinearInput:
         """`silu_mul` of it, -> [tokens, sum(outputs) / 2]."""
         out: LinearInput = self._packed.gated(x, silu_mul)

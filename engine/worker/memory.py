@@ -170,7 +170,8 @@ def activation_bytes(
         longest: tokens of the longest sequence.
         itemsize: bytes of a number.
     """
-    heads = (2 * model.heads + 4 * model.kv_heads) * model.head_dim  # projections, before and after
+    # Projections, in float32 or before and after rotation, and what attention makes of them.
+    heads = (3 * model.heads + 4 * model.kv_heads) * model.head_dim
     widest = max(heads, 3 * model.intermediate_size)
     per_token = (4 * model.hidden_size + widest) * itemsize
     gathered = 4 * longest * model.kv_heads * model.head_dim * itemsize  # keys and values, copied

@@ -50,9 +50,10 @@ def attend_projected(library: Library) -> AttendProjected:
         assert isinstance(plan, _Plan)
         if cache.dtype not in functions:
             return plain_attend_projected(plan.plain, cache, projected, cosine, sine, layer)
+        projected = dense(projected.float())
         kv_heads, head_dim = cache.shape[3:]
         heads = projected.shape[1] // head_dim - 2 * kv_heads
-        out = library.empty((projected.shape[0], heads * head_dim), projected.dtype)
+        out = library.empty((projected.shape[0], heads * head_dim), cache.dtype)
         functions[cache.dtype](
             out.data_ptr(),
             projected.data_ptr(),

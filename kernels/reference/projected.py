@@ -20,13 +20,14 @@ def attend_projected(
 ) -> Tensor:
     """See `ops.AttendProjected`."""
     kv_heads, head_dim = cache.shape[3:]
+    dtype = projected.dtype if cache.dtype.itemsize == 1 else cache.dtype
     rows = projected.view(len(projected), -1, head_dim)  # [tokens, q, k, v heads, head_dim]
     query_key, value = rows[:, :-kv_heads], rows[:, -kv_heads:]
     heads = query_key.shape[1] - kv_heads
     if layer.query_norm is not None and layer.key_norm is not None:
-        query = rms_norm(query_key[:, :heads], layer.query_norm, layer.epsilon)
-        key = rms_norm(query_key[:, heads:], layer.key_norm, layer.epsilon)
+        query = rms_norm(query_key[:, :heads], layer.query_norm.to(rows.dtype), layer.epsilon)
+        key = rms_norm(query_key[:, heads:], layer.key_norm.to(rows.dtype), layer.epsilon)
         query_key = torch.cat((query, key), dim=1)
-    query_key = rotate(query_key, cosine, sine)
-    plan.store(cache, query_key[:, heads:], value, layer)
+    query_key = rotate(query_key, cosine, sine).to(dtype)
+    plan.store(cache, query_key[:, heads:], value.to(dtype), layer)
     return plan.attend(cache, query_key[:, :heads], layer).flatten(1)

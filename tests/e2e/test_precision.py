@@ -13,7 +13,7 @@ from octavo.engine.bundled import TARGET
 from octavo.kernels.cpu.library import levels
 
 PASSAGES = json.loads((TARGET.parent / "eval.json").read_text("utf-8"))["passages"]
-WRITTEN = 64  # tokens of a greedy answer
+WRITTEN = 96  # tokens of a greedy answer
 
 Answer = tuple[int, ...]
 """Ids of a prompt and of what float32 answers to it greedily."""
@@ -33,7 +33,7 @@ def log_probabilities(
 def answers() -> list[Answer]:
     asked = SamplingParams(max_tokens=WRITTEN, temperature=0, ignore_eos=True)
     with LLM(dtype="float32", cpu_kernels="reference") as llm:
-        outputs = llm.generate([passage["text"][:200] for passage in PASSAGES[:6]], asked)
+        outputs = llm.generate([passage["text"][:200] for passage in PASSAGES], asked)
     return [(*out.prompt_token_ids, *out.outputs[0].token_ids) for out in outputs]
 
 
@@ -59,22 +59,22 @@ def exact_passages() -> Tensor:
 def test_bfloat16_stays_near_float32_in_what_is_written(
     answers: list[Answer], exact_answers: Tensor, level: str
 ) -> None:
-    """Of greedy tokens 99 of 100 within 2e-2, all within 4e-2, and 4e-3 on average."""
+    """Every greedy token within 2e-2, 99 of 100 within 1.2e-2, and 2.2e-3 on average."""
     error = (of_answers(answers, "bfloat16", level) - exact_answers).abs()
-    assert len(error) == 6 * WRITTEN
-    assert error.mean() < 4e-3
-    assert error.quantile(0.99) < 2e-2
-    assert error.max() < 4e-2
+    assert len(error) == 8 * WRITTEN
+    assert error.mean() < 2.2e-3
+    assert error.quantile(0.99) < 1.2e-2
+    assert error.max() < 2e-2
 
 
 @pytest.mark.parametrize("level", levels())
 def test_bfloat16_stays_near_float32_in_what_is_read(exact_passages: Tensor, level: str) -> None:
-    """Of others' words, some of them unlikely, 19 of 20 within 2e-2, and all within 6e-2."""
+    """Of others' words, some of them unlikely, 98 of 100 within 2e-2, and all within 4e-2."""
     error = (of_passages("bfloat16", level) - exact_passages).abs()
     assert len(error) > 400
-    assert error.mean() < 8e-3
-    assert error.quantile(0.95) < 2e-2
-    assert error.max() < 6e-2
+    assert error.mean() < 5e-3
+    assert error.quantile(0.98) < 2e-2
+    assert error.max() < 4e-2
 
 
 @pytest.mark.parametrize("level", levels())

@@ -42,7 +42,7 @@ class ProjectedCase:
         )
 
     def check(self, plan_attention: PlanAttention, attend_projected: AttendProjected) -> None:
-        step, dtype = self.step.filled_by(plan_attention), self.projected.dtype
+        step, dtype = self.step.filled_by(plan_attention), self.step.cache.dtype
         plan = step.plan(plan_attention)
         wanted = step.cache.clone()
         key, value = (x.to(step.cache) for x in (self.key, self.value))
@@ -60,12 +60,23 @@ class ProjectedCase:
         tolerance = {"atol": 4e-6, "rtol": 2e-5} if single else {"atol": 4e-2, "rtol": 4e-2}
         torch.testing.assert_close(got.double().cpu(), self.expected, **tolerance)
         torch.testing.assert_close(step.cache.double(), wanted.double(), **tolerance)
+        if self.projected.dtype != dtype:  # but for what lies halfway, rounded like the exact keys
+            assert (step.cache == wanted).double().mean() > 0.998
 
 
 def projected_case(
-    *, head_dim: int, rotary: int, normed: bool, dtype: torch.dtype, block_size: int = 16
+    *,
+    head_dim: int,
+    rotary: int,
+    normed: bool,
+    dtype: torch.dtype,
+    projected_dtype: torch.dtype | None = None,
+    block_size: int = 16,
 ) -> ProjectedCase:
-    """Random projections of a decode, a whole prompt and a verified draft, with a window."""
+    """Random projections of a decode, a whole prompt and a verified draft, with a window.
+
+    `projected_dtype`: where it is not `dtype`.
+    """
     step = paged_step(
         _SLICES,
         heads=_HEADS,
@@ -80,7 +91,8 @@ def projected_case(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    projected = normal(tokens, (_HEADS + 2 * _KV_HEADS) * head_dim)
+    size = (_HEADS + 2 * _KV_HEADS) * head_dim
+    projected = torch.randn(tokens, size, generator=generator).to(projected_dtype or dtype)
     angles = torch.rand(tokens, 1, rotary // 2, generator=generator) * 6
     cosine = torch.cat((angles.cos(), angles.cos()), -1).to(dtype)
     sine = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype)

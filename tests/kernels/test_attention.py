@@ -363,3 +363,37 @@ def test_attention_from_projections(
         head_dim=head_dim, rotary=rotary, normed=normed, dtype=dtype, block_size=block_size
     )
     case.check(find(provider, "plan_attention"), find(provider, "attend_projected"))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+@pytest.mark.parametrize(
+    ("head_dim", "rotary", "block_size"), [(64, 64, 16), (80, 40, 8), (48, 10, 16), (32, 0, 32)]
+)
+def test_attention_from_projections_that_were_not_rounded(
+    provider: str, head_dim: int, rotary: int, normed: bool, block_size: int
+) -> None:
+    case = projected_case(
+        head_dim=head_dim,
+        rotary=rotary,
+        normed=normed,
+        dtype=torch.bfloat16,
+        projected_dtype=torch.float32,
+        block_size=block_size,
+    )
+    case.check(find(provider, "plan_attention"), find(provider, "attend_projected"))
+
+
+@pytest.mark.parametrize("level", [p for p in PROVIDERS if p != "reference"])
+def test_what_rounding_would_make_infinite_is_not_stored(level: str) -> None:
+    case = projected_case(
+        head_dim=64, rotary=0, normed=False, dtype=torch.bfloat16, projected_dtype=torch.float32
+    )
+    plan_attention = find(level, "plan_attention")
+    step = case.step.filled_by(plan_attention)
+    case.projected[::2] = 3.4e38
+    case.projected[1::4] = -torch.inf
+    find(level, "attend_projected")(
+        step.plan(plan_attention), step.cache, case.projected, case.cosine, case.sine, case.layer
+    )
+    assert step.cache.isfinite().all()

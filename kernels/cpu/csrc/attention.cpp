@@ -11,7 +11,7 @@ namespace {
 // What changes queries, keys and values on their way from the product to attention.
 template <typename T>
 struct Projected {
-  T* rows;  // [tokens, (heads + 2 * kv_heads) * head_dim], queries, then keys, then values
+  const float* rows;  // [tokens, (heads + 2 * kv_heads) * head_dim], queries, then keys, then values
   const T* cosine;
   const T* sine;  // both [tokens, rotary]
   int64_t rotary;
@@ -27,8 +27,8 @@ struct Projected {
   }
 };
 
-// The tokens of a tile, of some kv heads with their queries: these are changed where they are, keys
-// and values go into the cache.
+// The tokens of a tile, of some kv heads with their queries: these go where the results will be that
+// take their place, keys and values into the cache.
 template <typename T>
 void rotate_and_store(const Projected<T>& projected, const Call<T>& call, const Tile& tile,
                       int first_kv, int end_kv) {
@@ -43,14 +43,15 @@ void rotate_and_store(const Projected<T>& projected, const Call<T>& call, const 
              [&](int64_t first, int count) {
     for (int64_t kv = first_kv; kv < end_kv; ++kv) {
       for (int i = 0; i < count; ++i) {
-        T* row = projected.rows + (first + i) * call.query_stride;
+        const float* row = projected.rows + (first + i) * (shape.heads * size + 2 * kv_size);
+        T* query = call.out + (first + i) * shape.heads * size;
         HeadChange<T> change = projected.change(first + i, size, projected.query_norm);
         for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-          change_head(change, row + h * size, row + h * size, same);
+          change_head(change, row + h * size, query + h * size, same);
         }
-        const T* key = row + (shape.heads + kv) * size;
+        const float* key = row + (shape.heads + kv) * size;
         change.norm = projected.key_norm;
-        change_head(change, key, keys + i * size, finite_or_zero);
+        change_head(change, key, keys + i * size, storable<T>);
         copy_finite(values + i * size, key + kv_size, size);
       }
       if (count == 1) {
@@ -62,7 +63,8 @@ void rotate_and_store(const Projected<T>& projected, const Call<T>& call, const 
   });
 }
 
-// `projected`: null where queries are ready and keys and values stored. The last task to finish of a
+// `projected`: null where queries are ready and keys and values stored; else call.query is call.out,
+// where each task finds its queries before it has results to write. The last task to finish of a
 // tile that was divided into ranges merges what all of them left, in the order of the splits.
 template <typename T>
 void attend(const Call<T>& call, const Projected<T>* projected) {
@@ -124,7 +126,7 @@ void attend(const Call<T>& call, const Projected<T>* projected) {
 // Tensors as in `ops.AttendProjected`; null for no norm.
 #define OCTAVO_ATTEND_PROJECTED(SUFFIX, T)                                                      \
   extern "C" void octavo_attend_projected_##SUFFIX(                                             \
-      T* out, T* projected, T* cache, const T* cosine, const T* sine, int64_t rotary,           \
+      T* out, const float* projected, T* cache, const T* cosine, const T* sine, int64_t rotary, \
       const T* query_norm, const T* key_norm, float epsilon, const int64_t* slots,              \
       int64_t tokens, const int32_t* offsets, const int32_t* contexts, const int64_t* marks,    \
       const int32_t* tables, int64_t table_stride, int64_t sequences, int64_t heads,            \
@@ -134,8 +136,8 @@ void attend(const Call<T>& call, const Projected<T>* projected) {
                               kv_heads, head_dim, block_size, static_cast<int>(window)};        \
     const octavo::Projected<T> made{projected, cosine,  sine,  rotary, query_norm,              \
                                     key_norm,  epsilon, slots, tokens};                         \
-    octavo::attend<T>(octavo::Call<T>{shape, octavo::Scoring::of(scale, softcap), projected,       \
-                                   (heads + 2 * kv_heads) * head_dim, out,                      \
+    octavo::attend<T>(octavo::Call<T>{shape, octavo::Scoring::of(scale, softcap), out,             \
+                                   heads * head_dim, out,                                       \
                                    {cache, block_size, kv_heads, head_dim}, tables,             \
                                    table_stride}, &made);                                       \
   }

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "simd.h"
 #include "transpose.h"
@@ -67,12 +68,21 @@ inline Lanes finite_or_zero(Lanes x) {
 #endif
 }
 
-// What is stored is finite: a sequence that went wrong cannot spread through its blocks.
+// What is stored is finite: a sequence that went wrong cannot spread through its blocks. That goes
+// for what rounding to T would make infinite, too.
 template <typename T>
-inline void copy_finite(T* to, const T* from, int64_t size) {
+inline Lanes storable(Lanes x) {
+  x = finite_or_zero(x);
+  if constexpr (std::is_same_v<T, float>) return x;
+  constexpr float kLargest = 0x1.fep127f;
+  return max(all(-kLargest), min(all(kLargest), x));
+}
+
+template <typename T, typename From>
+inline void copy_finite(T* to, const From* from, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) {
     const int left = static_cast<int>(size - i);
-    store_some(to + i, finite_or_zero(load_some(from + i, left)), left);
+    store_some(to + i, storable<T>(load_some(from + i, left)), left);
   }
 }
 

@@ -1,6 +1,6 @@
 // Between the product that projects to queries, keys and values and attention: the norm of each
 // head (Henry et al. 2020), where a model has one, and the rotation (Su et al. 2021), in one pass.
-// Everything between reading and writing is float32.
+// All is float32 until a head is written.
 #pragma once
 
 #include <cmath>
@@ -32,9 +32,9 @@ inline Lanes inverse_root_mean_square(const T* x, int size, float epsilon) {
   return all(1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + epsilon));
 }
 
-// `finish` is done to what is written. `to` may be `from`.
+// `finish` is done to what is written.
 template <typename T, typename Finish>
-inline void change_head(const HeadChange<T>& change, const T* from, T* to, Finish finish) {
+inline void change_head(const HeadChange<T>& change, const float* from, T* to, Finish finish) {
   const bool normed = change.norm != nullptr;
   const Lanes scale =
       normed ? inverse_root_mean_square(from, change.head_dim, change.epsilon) : all(1.0f);
