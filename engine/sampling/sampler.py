@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,22 +68,20 @@ class Draws(Protocol):
     ) -> tuple[Tensor, Tensor] | None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class Settled(NamedTuple):
     """A draw, before there are logits. `arrays` are what the device must be sent to make it."""
 
     state: npt.NDArray[np.void]  # [rows] parameters of the sequences, in the order of the logits
     arrays: tuple[Array, ...]
+    asked: Rows  # rows of logits whose log-probabilities are asked for
+    failures: dict[int, str]  # by row of logits: what its grammar is at fault for
     numbers: int = 3  # of the arrays, which come first: see `Drawer.numbers`
     plain: bool = False  # nothing but tokens is wanted, and nothing shapes or narrows them
-    asked: Rows  # rows of logits whose log-probabilities are asked for
     shapings: tuple[Shaping, ...] = ()
-    failures: dict[int, str]  # by row of logits: what its grammar is at fault for
     verifies: bool = False  # drafts: the last two of the arrays are what `ops.Verify` takes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What was drawn for each row of logits, or why nothing could be."""
 
     token_ids: list[int]  # meaningless where there is an error
@@ -93,8 +90,7 @@ class Sampled:
     accepted: list[int]  # guesses of each sequence that are right; empty where there were no drafts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class Drawn(NamedTuple):
     """The same on the device. `tensors` are what must come to the host to `read` it."""
 
     token_ids: Tensor  # int64 [rows]
@@ -245,12 +241,12 @@ class Sampler:
         settled = self._settle(each, histories.lengths[each] + behind, histories)
         guesses = np.array([token for draft in drafts for token in (0, *draft)], dtype=np.int64)
         arrays = (*settled.arrays, guesses, offsets.astype(np.int32))
-        return replace(settled, arrays=arrays, verifies=True)
+        return settled._replace(arrays=arrays, verifies=True)
 
     def _settle(self, rows: Rows, positions: Rows, histories: Histories) -> Settled:
         with self._lock:
             if self._plain is not None and rows is self._plain_rows:
-                return replace(self._plain, arrays=(*self._plain.arrays[:2], positions))
+                return self._plain._replace(arrays=(*self._plain.arrays[:2], positions))
             state = self._rows.take(rows)  # a third of the time of indexing by them
             numbers = self._drawer.numbers(state, positions)
             if state["plain"].all():
@@ -282,7 +278,7 @@ class Sampler:
         *sent, guesses, offsets = sent
         drawn = self._draw(logits, settled, sent)
         accepted, _, _ = self._ops.verify(guesses, drawn.token_ids, offsets)
-        return replace(drawn, tensors=(*drawn.tensors, accepted), verified=True)
+        return drawn._replace(tensors=(*drawn.tensors, accepted), verified=True)
 
     def _draw(self, logits: Tensor, settled: Settled, sent: Sequence[Tensor]) -> Drawn:
         if settled.plain:

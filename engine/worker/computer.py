@@ -62,6 +62,7 @@ class Launched:
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     arrived: list[Array] | None = None  # what was drawn, on the host
     drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
+    rows: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # those slices' rows
     plain: bool = False  # nothing shapes what is drawn
 
     @property
@@ -216,7 +217,7 @@ class Computer:
         awaiting = self._table.lengths[rows] == lengths
         if not awaiting.all():
             at, rows, lengths = at[awaiting], rows[awaiting], lengths[awaiting]
-        launched.drawing = at
+        launched.drawing, launched.rows = at, rows
         histories = self._table.as_of(rows, lengths)
         if work.guesses is None:
             return self._sampler.settle(rows, histories)
@@ -228,7 +229,7 @@ class Computer:
     ) -> None:
         launched.plain = settled.plain
         launched.drawn = self._stream.run(partial(self._draw, launched, settled, sent))
-        self._table.promise(launched.work.rows[launched.drawing])
+        self._table.promise(launched.rows)
 
     def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
         at = launched.drawing.tolist()
@@ -244,7 +245,7 @@ class Computer:
 
     def _keep(self, launched: Launched, chosen: Chosen) -> None:
         """The step has succeeded: remember its tokens."""
-        work, drawing = launched.work, launched.drawing
+        work, drawing, rows = launched.work, launched.drawing, launched.rows
         self._table.keep(work.rows, work.known)
         wanting = work.sampling
         lacking = self._table.known(work.rows[wanting]) < work.contexts[wanting]
@@ -252,17 +253,17 @@ class Computer:
             chosen.errors[i] = LACKING
         if chosen.errors:
             fine = np.array([i not in chosen.errors for i in drawing.tolist()], dtype=np.bool_)
-            self._table.break_promise(work.rows[drawing[~fine]])
-            drawing = drawing[fine]
-        one = drawing  # that had nothing but a token to yield
+            self._table.break_promise(rows[~fine])
+            drawing, rows = drawing[fine], rows[fine]
+        at = drawing.tolist()
+        one, one_rows = at, rows  # that had nothing but a token to yield
         if work.guesses is not None:
             guessed = work.guesses[drawing] > 0
-            one = drawing[~guessed]
+            one, one_rows = drawing[~guessed].tolist(), rows[~guessed]
             for i in drawing[guessed].tolist():
                 self._table.accept(int(work.rows[i]), chosen.token_ids[i])
-        tokens = np.array([chosen.token_ids[i][0] for i in one.tolist()], dtype=np.int64)
-        self._table.append(work.rows[one], tokens)
-        at, rows = drawing.tolist(), work.rows[drawing]
+        tokens = np.array([chosen.token_ids[i][0] for i in one], dtype=np.int64)
+        self._table.append(one_rows, tokens)
         if not launched.plain:
             # Nothing has been promised meanwhile to whom a grammar binds.
             for i, run in self._sampler.forced(rows, self._table).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ _KINDS = (
 LACKING = "an earlier step, which was to yield its last token, failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Work(NamedTuple):
     """Those of some slices that can be computed, laid out one after the other.
 
     A slice that wants a token draws one behind its last known token, and one behind each guess. The
@@ -63,13 +62,8 @@ def follow(before: Work, given: Sequence[Slice], table: SequenceTable) -> Work |
     if (table.lengths[rows] < contexts).any():  # a step has yielded less than it promised
         return None
     known = table.known(rows)
-    return replace(
-        before,
-        slices=tuple(given),
-        contexts=contexts,
-        known=known,
-        layout=replace(before.layout, contexts=contexts, known=known, places=contexts),
-    )
+    layout = before.layout._replace(contexts=contexts, known=known, places=contexts)
+    return before._replace(slices=tuple(given), contexts=contexts, known=known, layout=layout)
 
 
 def gather(given: Sequence[Slice], table: SequenceTable) -> Work:
@@ -129,8 +123,7 @@ def _with_guesses(layout: Layout, guesses: Integers, searching: Integers) -> Lay
     draws = np.repeat(layout.draws, counts)
     behind = np.arange(len(draws)) - np.repeat(np.cumsum(counts) - counts, counts)
     behind -= guesses[draws]  # from 0 down: how many guesses come after it
-    return replace(
-        layout,
+    return layout._replace(
         known=layout.known + guesses,
         logits_rows=np.concatenate((layout.ends[draws] + behind, layout.ends[searching])) - 1,
         draws=draws,

@@ -8,9 +8,9 @@ keeps of every sequence, so that a step sends it nothing but what has changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from .padding import STEADY, StaticBatch
 from .sequences import Integers, SequenceTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(NamedTuple):
     """A step's slices, one after the other."""
 
     rows: Integers  # [slices] rows of the sequence table
@@ -45,8 +44,7 @@ class Layout:
         return len(self.draws) == self.tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
+class Sent(NamedTuple):
     """What a step needs, on its way to the device."""
 
     batch: Callable[[], Batch]  # to be called on the stream, when the step before has been given
@@ -162,11 +160,15 @@ class FromHost:
         slots[:] = table.block_tables[rows, block]
         slots *= self._block_size
         slots += offset
-        every = place.batch.logits_rows
-        batch = replace(
-            place.batch,
+        all_rows = place.batch.logits_rows
+        batch = Batch(
+            token_ids=place.batch.token_ids,
+            positions=place.batch.positions,
             query_offsets=offsets,
-            logits_rows=every if layout.all_logits else torch.from_numpy(layout.logits_rows),
+            context_lengths=place.batch.context_lengths,
+            block_tables=place.batch.block_tables,
+            slot_mapping=place.batch.slot_mapping,
+            logits_rows=all_rows if layout.all_logits else torch.from_numpy(layout.logits_rows),
             query_lengths=tuple(layout.counts.tolist()),
             context_lengths_host=tuple(contexts.tolist()),
             all_logits=layout.all_logits,

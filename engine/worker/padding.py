@@ -82,6 +82,7 @@ class StaticBatch:
         self.longest = longest
         self.tokens = tokens = tokens or rows * queries  # of the largest recorded step
         room = max(room, tokens)
+        self._most_tokens = room
         self._token_ids = zeros(room, dtype=torch.int64)
         self._positions = zeros(room, dtype=torch.int64)
         self._slots = zeros(room, dtype=torch.int64)
@@ -135,7 +136,7 @@ class StaticBatch:
 
     def holds(self, tokens: int, rows: int) -> bool:
         """Whether there is room for a step's `inputs`."""
-        return tokens <= len(self._token_ids) and rows <= len(self._contexts)
+        return tokens <= self._most_tokens and rows <= self.rows
 
     def one_each(self, rows: int) -> Tensor:
         """The offsets of slices of one token each, int32 [rows + 1]."""

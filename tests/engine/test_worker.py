@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,12 +214,11 @@ def test_a_device_makes_what_the_host_would(seed: int) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    """Dataclasses of arrays and plain values."""
-    if is_dataclass(one):
-        names = [field.name for field in fields(one)]
-        return all(same(getattr(one, name), getattr(other, name)) for name in names)
-    if isinstance(one, np.ndarray):
-        return isinstance(other, np.ndarray) and np.array_equal(one, other)
+    """Tuples of arrays and plain values."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
     return one == other
 
 
