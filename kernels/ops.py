@@ -175,6 +175,9 @@ class PackedFloat8(PackedLinear, Protocol):
     def __call__(self, x: LinearInput) -> Tensor:
         """As for `PackedLinear`; of rounded inputs, in the dtype that it was packed for."""
 
+    def wide(self, x: LinearInput) -> Tensor:
+        """As for `PackedLinear`."""
+
     def addend(self, x: LinearInput) -> Tensor:
         """As for `PackedLinear`."""
 

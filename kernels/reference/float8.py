@@ -57,7 +57,7 @@ class Float8Linear:
     def __call__(self, x: LinearInput) -> Tensor:
         return self._product(x).to(x.dtype if isinstance(x, Tensor) else self._dtype)
 
-    def wide(self, x: Tensor) -> Tensor:
+    def wide(self, x: LinearInput) -> Tensor:
         return self._product(x).float()
 
     def addend(self, x: LinearInput) -> Tensor:

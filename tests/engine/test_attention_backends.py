@@ -155,6 +155,23 @@ def test_the_default_is_the_devices_own_kernel(caplog: pytest.LogCaptureFixture)
     assert "by --attention-backend triton" in caplog.text
 
 
+def test_projections_are_rounded_late_on_a_cpu_unless_the_cache_has_eight_bits() -> None:
+    def wide(device: torch.device, kv_dtype: torch.dtype | None) -> bool:
+        return choose_attention(
+            "auto",
+            ops=OPS,
+            device=device,
+            dtype=torch.bfloat16,
+            config=CONFIG,
+            kv_dtype=kv_dtype,
+        ).wide
+
+    assert wide(CPU, None) and wide(CPU, torch.bfloat16)
+    assert not wide(CPU, torch.float8_e4m3fn)
+    assert not any(wide(GPU, dtype) for dtype in (None, torch.bfloat16, torch.float8_e4m3fn))
+    assert not any(choose(name, GPU).wide for name in ("torch", "fa3"))
+
+
 def test_torch_computes_anywhere_and_is_not_replayed() -> None:
     for device in (CPU, GPU):
         backend = choose("torch", device)
