@@ -130,7 +130,7 @@ void add_tile(const Tile<Step, T, Out>& tile) {
     typename Step::Weights weights[Units];
 #pragma GCC unroll 8
     for (int u = 0; u < Units; ++u) weights[u] = Step::weights(w + u * kUnitBytes);
-    fetch.template lines<Lines>();
+    fetch.template lines<Lines, Rows == 1>();
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       auto row = Step::row(x + r * row_size);

@@ -81,10 +81,13 @@ struct Fetch {
                      int64_t shares) {
     return {first + size / shares * number, ceil_div(size, shares * steps)};
   }
-  template <int Lines>
+  // `Once`: they are read once and not again in this step. So they need not push out of the larger
+  // caches what lives there: the code of what the host does between two steps.
+  template <int Lines, bool Once>
   void lines() {
+    constexpr _mm_hint hint = Once ? _MM_HINT_NTA : _MM_HINT_T0;
 #pragma GCC unroll 8
-    for (int i = 0; i < Lines; ++i) _mm_prefetch(next + i * 64, _MM_HINT_T0);
+    for (int i = 0; i < Lines; ++i) _mm_prefetch(next + i * 64, hint);
     next += pace;
   }
 };

@@ -192,7 +192,7 @@ void add_tile(const Tile<Bits, T, Out>& tile) {
       Bytes weights[Units];
 #pragma GCC unroll 8
       for (int u = 0; u < Units; ++u) weights[u] = bytes(w + u * kUnitBytes);
-      fetch.template lines<Lines>();
+      fetch.template lines<Lines, RowCount == 1>();
 #pragma GCC unroll 8
       for (int r = 0; r < RowCount; ++r) {
         const Bytes first = broadcast(values + r * row_size);
