@@ -85,7 +85,7 @@ struct Fetch {
   // caches what lives there: the code of what the host does between two steps.
   template <int Lines, bool Once>
   void lines() {
-    constexpr _mm_hint hint = Once ? _MM_HINT_NTA : _MM_HINT_T0;
+    constexpr auto hint = Once ? _MM_HINT_NTA : _MM_HINT_T0;
 #pragma GCC unroll 8
     for (int i = 0; i < Lines; ++i) _mm_prefetch(next + i * 64, hint);
     next += pace;
