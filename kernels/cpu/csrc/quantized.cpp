@@ -248,9 +248,10 @@ void add_rows(const Tile<Bits, T, Out>& tile, int rows) {
   }
 }
 
-// `number` of `tiles` that are multiplied with the same weights.
+// `number` of `tiles` that are multiplied with the same weights. Sets `fetch`: a copy of the tile
+// would have to wait until what was just written to it is in the cache.
 template <int Bits, typename T, typename Out>
-void add_units(Tile<Bits, T, Out> tile, int rows, int units, int64_t number, int64_t tiles) {
+void add_units(Tile<Bits, T, Out>& tile, int rows, int units, int64_t number, int64_t tiles) {
   const Cut<Bits>& cut = tile.x.cut;
   const int64_t before = tile.width * cut.bytes_to(tile.first_group);
   tile.fetch = {tile.panel + before + tile.unit * kUnitBytes + kReadAhead, tile.width * kUnitBytes};
