@@ -31,6 +31,7 @@ from .table import Key
 
 Tell = Callable[[str], None]
 _FEW = fixed(8)  # tokens of a warm-up's answer
+_REST_SECONDS = 5.0  # before its turn
 _CELL_SECONDS = 240.0  # for one scenario; seconds on a machine that nobody disturbs
 _OFFLINE_SECONDS = 600.0
 
@@ -129,8 +130,9 @@ def _round(
         scenario = scenarios.load(name).seeded(number + 1)
         for server, target, part in order:
             if name in part.scenarios:
-                busy, ours, began = busy_seconds(), _ours(servers), time.perf_counter()
                 with paused([other for other in servers if other is not server]):
+                    server.rest(most_seconds=_REST_SECONDS)
+                    busy, ours, began = busy_seconds(), _ours(servers), time.perf_counter()
                     _cell(plan.model, server, target, scenario, found, tell)
                 seconds = time.perf_counter() - began
                 others = (busy_seconds() - busy) - (_ours(servers) - ours)

@@ -19,6 +19,7 @@ from ..run import run
 _READY_SECONDS = 600.0  # vLLM compiles its kernels at its first start
 _STOP_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
+_IDLE_SHARE = 0.15  # of a core
 _UNSET = ("-u", "OMP_NUM_THREADS", "-u", "OMP_WAIT_POLICY", "-u", "MKL_NUM_THREADS")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -80,6 +81,17 @@ class Server:
         """Processor time used so far, by its first process alone or with all below it."""
         pids = [self.pid, *_descendants(self.pid)] if children else [self.pid]
         return sum(map(_cpu_seconds, pids))
+
+    def rest(self, *, most_seconds: float) -> None:
+        """Wait until it does next to nothing: one that is ready may be getting ready for more. Who
+        never rests is waited for that long."""
+        end = time.perf_counter() + most_seconds
+        used = self.cpu_seconds(children=True)
+        while time.perf_counter() < end:
+            time.sleep(_LOOK_SECONDS)
+            before, used = used, self.cpu_seconds(children=True)
+            if used - before <= _IDLE_SHARE * _LOOK_SECONDS:
+                return
 
     def signal(self, number: signal.Signals) -> None:
         """To its process and all below it."""

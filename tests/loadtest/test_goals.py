@@ -166,6 +166,37 @@ def test_a_server_is_started_watched_and_stopped(tmp_path: Path) -> None:
     assert not Path(f"/proc/{server.pid}").exists()
 
 
+def test_a_server_is_left_to_what_it_still_does_when_it_is_ready(tmp_path: Path) -> None:
+    busy = """
+import threading, time
+def work():
+    while time.process_time() < 0.7: pass
+threading.Thread(target=work).start()
+"""
+    launch = Launch(name="x", command=[sys.executable, "-c", busy + PROGRAM, "{port}"])
+    server = Server(launch, tmp_path / "log")
+    try:
+        server.rest(most_seconds=60)
+        assert server.cpu_seconds(children=True) >= 0.65
+    finally:
+        server.stop()
+
+
+def test_a_server_that_never_rests_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    busy = """
+import threading
+def work():
+    while True: pass
+threading.Thread(target=work, daemon=True).start()
+"""
+    launch = Launch(name="x", command=[sys.executable, "-c", busy + PROGRAM, "{port}"])
+    server = Server(launch, tmp_path / "log")
+    try:
+        server.rest(most_seconds=0.3)
+    finally:
+        server.stop()
+
+
 def test_a_server_that_is_paused_does_nothing_and_goes_on_afterwards(tmp_path: Path) -> None:
     launch = Launch(name="x", command=[sys.executable, "-c", PROGRAM, "{port}"])
     server = Server(launch, tmp_path / "log")
