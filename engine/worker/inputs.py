@@ -143,6 +143,7 @@ class FromHost:
         """All but a few small arrays to where it is read: after a forward pass the code of each op
         of torch, and of each copy, comes from memory."""
         table, rows, contexts, tokens = self._table, layout.rows, layout.contexts, layout.tokens
+        assert (layout.known >= contexts).all(), "a step was launched ahead of one under way"
         place = self._places(tokens, len(rows), self._width(layout))
         place.contexts[:] = contexts
         place.block_tables[:] = table.block_tables[rows, : place.block_tables.shape[1]]
