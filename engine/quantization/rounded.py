@@ -13,7 +13,7 @@ from .none import Unquantized
 
 BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
 # Of a weight, and its share of the 16 bits of a group's scale.
-_HELD_BITS: Mapping[str, float] = MappingProxyType({"int8": 8 + 16 / 128, "int4": 4 + 16 / 32})
+_HELD_BITS: Mapping[str, float] = MappingProxyType({"int8": 8 + 16 / 256, "int4": 4 + 16 / 32})
 
 
 class Rounded(Unquantized):

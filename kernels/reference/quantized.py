@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops import Activation, LinearInput
 
-GROUPS = {8: 256, 4: 32}  # inputs that share a scale
+GROUPS = {8: 512, 4: 32}  # inputs that share a scale
 ZEROS = {8: 128, 4: 8}  # what stands for 0
 _ROWS = 4096  # rounded at once
 _NOTHING = 1e-30  # inputs of a group without larger ones are zero: 127 times more would overflow

@@ -12,9 +12,11 @@
 
 #include "buffer.h"
 #include "gate.h"
+#include "ints.h"
 #include "packed.h"
 #include "pool.h"
 #include "replay.h"
+#include "rounding.h"
 #include "simd.h"
 
 namespace octavo {
@@ -22,7 +24,6 @@ namespace {
 
 constexpr int64_t kBlockRows = 384;
 constexpr int64_t kNumbersPerTask = 8192;  // brought to 8 bits: less is done before a thread is awake
-constexpr float kNothing = 1e-30f;
 
 // `kBlockGroups` of a panel, some 96 KiB, stay in the second-level cache while tile after tile of rows
 // is multiplied with them.
@@ -31,7 +32,7 @@ struct Format;
 
 template <>
 struct Format<8> {
-  static constexpr int kGroup = 256, kZero = 128, kStepInputs = 4, kBlockGroups = 6;
+  static constexpr int kGroup = 512, kZero = 128, kStepInputs = 4, kBlockGroups = 3;
 };
 
 template <>
@@ -50,8 +51,8 @@ struct Cut {
   explicit Cut(int64_t inputs)
       : steps(ceil_div(inputs, Format<Bits>::kStepInputs)), groups(ceil_div(steps, kSteps)) {}
   int64_t steps_of(int64_t group) const { return least(kSteps, steps - group * kSteps); }
-  // Of a row of x in 8 bits: whole vectors, zeros after the last input.
-  int64_t row_size() const { return ceil_div(steps * Format<Bits>::kStepInputs, kLanes) * kLanes; }
+  // Of a row of x in 8 bits: whole lines, zeros after the last input.
+  int64_t row_size() const { return ceil_div(steps * Format<Bits>::kStepInputs, 64) * 64; }
   int64_t unit_bytes() const { return bytes_to(groups); }
   // Of a unit, before a group begins.
   int64_t bytes_to(int64_t group) const {
@@ -59,86 +60,11 @@ struct Cut {
   }
 };
 
-// Sixteen whole numbers, and the 64 bytes that a step has for them.
 #ifdef __AVX512F__
-
-struct Ints {
-  __m512i v;
-};
-using Bytes = Ints;
 constexpr int kRows = 6, kUnits = 4;  // of a tile that fits the registers
-
-inline Ints all_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
-inline Bytes bytes(const char* p) { return {_mm512_loadu_si512(p)}; }
-inline Lanes floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
-inline Bytes lower(Bytes x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
-inline Bytes upper(Bytes x) { return lower({_mm512_srli_epi16(x.v, 4)}); }
-
-// sum + the four products of unsigned and signed bytes in each lane.
-inline Ints dot(Ints sum, Bytes u, Bytes s) {
-#ifdef __AVX512VNNI__
-  // Not by the intrinsic: GCC 12 makes copies of all sums around it, in every step.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(u.v), "v"(s.v));
-  return sum;
 #else
-  __m512i even = _mm512_madd_epi16(_mm512_and_si512(u.v, _mm512_set1_epi16(255)),
-                                   _mm512_srai_epi16(_mm512_slli_epi16(s.v, 8), 8));
-  __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(u.v, 8), _mm512_srai_epi16(s.v, 8));
-  return {_mm512_add_epi32(sum.v, _mm512_add_epi32(even, odd))};
-#endif
-}
-
-#else
-
-struct Ints {
-  __m256i low, high;
-};
-using Bytes = Ints;
 constexpr int kRows = 4, kUnits = 1;
-
-inline Ints all_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-inline Bytes bytes(const char* p) {
-  auto q = reinterpret_cast<const __m256i*>(p);
-  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
-}
-inline Lanes floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
-inline Bytes lower(Bytes x) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
-}
-inline Bytes upper(Bytes x) {
-  return lower({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
-}
-inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
-  __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
-                                   _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
-  __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
-}
-inline Ints dot(Ints sum, Bytes u, Bytes s) {
-  return {dot(sum.low, u.low, s.low), dot(sum.high, u.high, s.high)};
-}
-
 #endif
-
-// Whole numbers of at most 127; anything for one that is none.
-inline void store_bytes(int8_t* p, Lanes x) {
-#ifdef __AVX512F__
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
-#else
-  const __m256i sixteen = _mm256_permute4x64_epi64(
-      _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(sixteen),
-                                   _mm256_extracti128_si256(sixteen, 1)));
-#endif
-}
-
-inline Bytes broadcast(const int8_t* p) {
-  int32_t four;
-  std::memcpy(&four, p, sizeof four);
-  return all_ints(four);
-}
 
 // Rows of x in 8 bits.
 template <int Bits>
@@ -267,33 +193,6 @@ void add_units(Tile<Bits, T, Out>& tile, int rows, int units, int64_t number, in
   tile.fetch = Fetch::share(tile.panel + end, end - before, steps, number - 1, tiles - 1);
   if (tiles >= kManyTiles) return add_rows<4, 1>(tile, rows);
   add_rows<4, 4>(tile, rows);
-}
-
-// One group of a row: the largest magnitude becomes 127, or all is zero where it is next to nothing.
-// `count` of its `size` numbers are there, the others are zero. Gives the sum of all.
-template <int Group, typename T>
-int32_t quantize(const T* x, int64_t count, int64_t size, int8_t* values, float* scale) {
-  constexpr int kVectors = Group / kLanes;
-  Lanes some[kVectors], most = zero();
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    some[i] = load_some(x + i * kLanes, static_cast<int>(count - i * kLanes));
-    most = max(most, magnitude(some[i]));
-  }
-  const float largest = octavo::largest(most);
-  *scale = largest / 127.0f;
-  const Lanes inverse = all(largest > kNothing ? 127.0f / largest : 0.0f);
-  Lanes total = zero();  // of whole numbers, and far below 2^24: exact; a NaN stays one
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    const Lanes rounded = round(some[i] * inverse);
-    if (i * kLanes < size) store_bytes(values + i * kLanes, rounded);
-    total += rounded;
-  }
-  const float whole = sum(total);
-  if (whole == whole) return static_cast<int32_t>(whole);
-  *scale = __builtin_nanf("");
-  return 0;
 }
 
 // A product of some rows. What they become in 8 bits lies in memory of the calling thread's, which

@@ -150,17 +150,18 @@ def _sampling() -> Iterator[Variant]:
 def _quantized() -> Iterator[Variant]:
     for dtype in ("bf16", "fp16", "fp32"):
         types = {"x": f"*{dtype}", "out": "*fp16", "scales": "*fp32", "x_stride": "i32"}
-        types |= {"inputs": "i32", "groups": "i32"}
-        given = {"GROUP": 256, "num_warps": 1, "enable_fp_fusion": False}
+        types |= dict.fromkeys(("out_stride", "inputs", "groups"), "i32")
+        given = {"GROUP": GROUPS[8], "num_warps": 1, "enable_fp_fusion": False}
         yield f"round groups {dtype}", quantized.round_groups_kernel, types, given
         types = {"x": "*fp16", "x_scales": "*fp32", "values": "*u8", "scales": "*bf16"}
         types |= {"bias": "*bf16", "out": f"*{dtype}"}
-        types |= dict.fromkeys(("rows", "outputs", "groups"), "i32")
+        types |= dict.fromkeys(("rows", "inputs", "outputs", "groups"), "i32")
         for bits, group in GROUPS.items():
             for rows in (1, 512):
                 tile, warps = quantized.tile_rows(rows)
                 given = {"ROWS": tile, "OUTPUTS": 64, "GROUP": group, "FOUR": bits == 4}
-                given |= {"BIASED": True, "num_warps": warps, "enable_fp_fusion": False}
+                given |= {"PART": min(group, quantized.PART), "BIASED": True}
+                given |= {"num_warps": warps, "enable_fp_fusion": False}
                 name = f"product of {bits} bits {dtype} tile={tile}"
                 yield name, quantized.product_kernel, types, given
 

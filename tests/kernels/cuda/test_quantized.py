@@ -17,7 +17,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs", "biased"), [(1, 256, 96, False), (19, 200, 70, True)]
+    ("rows", "inputs", "outputs", "biased"),
+    [(1, 512, 96, False), (19, 200, 70, True), (5, 1300, 40, False)],
 )
 def test_it_is_the_references_product(
     bits: int,
@@ -51,9 +52,9 @@ def test_it_is_the_references_product(
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_gives_the_same_bits_alone_and_in_any_batch(bits: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(40, 256, generator=generator).to(device)
+    x = torch.randn(40, 768, generator=generator).to(device)
     linear = quantized.pack_quantized(
-        torch.randn(64, 256, generator=generator).to(device), None, bits
+        torch.randn(64, 768, generator=generator).to(device), None, bits
     )
     together = linear.wide(x)
     for row in (0, 17, 39):
