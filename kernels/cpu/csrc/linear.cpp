@@ -10,9 +10,9 @@
 
 #include <algorithm>
 
-#include "gate.h"
 #include "packed.h"
 #include "pool.h"
+#include "product.h"
 #include "replay.h"
 #include "simd.h"
 
@@ -273,28 +273,14 @@ template <typename Step, typename T, typename Out>
 void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
             int64_t outputs) {
   const Product<Step, T> product(x, packed, rows, inputs, outputs);
-  const Target<T, Out> target{bias, out, outputs, outputs};
-  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
-    alignas(64) float sums[kBlockRows * kPanel];
-    product.multiply(row, count, unit, width, sums, target.from(row, unit * kUnit));
-  };
-  for_parts(rows, kBlockRows, ceil_div(outputs, kUnit), part);
+  multiply_all<kBlockRows>(product, bias, out, rows, outputs);
 }
 
-// The first half of the outputs are gates of the second; `outputs` is a multiple of two panels.
 template <typename Step, typename T>
 void gated(const T* x, const char* packed, const T* bias, T* out, int64_t rows, int64_t inputs,
            int64_t outputs) {
   const Product<Step, T> product(x, packed, rows, inputs, outputs);
-  const int64_t size = outputs / 2;
-  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
-    alignas(64) float gates[kBlockRows * kPanel], sums[kBlockRows * kPanel];
-    product.multiply(row, count, unit, width, gates, panel_target(bias, unit * kUnit, gates));
-    product.multiply(row, count, unit + size / kUnit, width, sums,
-                     panel_target(bias, unit * kUnit + size, sums));
-    gate_block(gates, sums, count, width, out + row * size + unit * kUnit, size);
-  };
-  for_parts(rows, kBlockRows, size / kUnit, part);
+  multiply_gated<kBlockRows>(product, bias, out, rows, outputs);
 }
 
 }  // namespace

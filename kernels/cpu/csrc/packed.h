@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "pool.h"
 #include "simd.h"
 
 namespace octavo {
@@ -16,21 +15,6 @@ constexpr int64_t kUnitBytes = 64;             // of a unit in one step
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Cuts a product into tasks: body(first row, how many, first unit, how many) for all rows, a block of
-// them in a task, and all units of outputs.
-template <typename Body>
-void for_parts(int64_t rows, int64_t block, int64_t units, Body body) {
-  const int64_t blocks = ceil_div(rows, block);
-  // Whole panels where there are enough of them for all threads.
-  int64_t wide = kPanelUnits;
-  while (wide > 1 && blocks * ceil_div(units, wide) < 4 * threads()) wide /= 2;
-  const int64_t parts = ceil_div(units, wide);
-  parallel(blocks * parts, [&](int64_t task) {
-    const int64_t row = task / parts * block, unit = task % parts * wide;
-    body(row, least(block, rows - row), unit, static_cast<int>(least(wide, units - unit)));
-  });
-}
 
 // Uninitialised memory, aligned to cache lines.
 template <typename T>

@@ -7,14 +7,15 @@
 //
 // A panel is as in linear.cpp, cut into groups: of each first the scales of its outputs (bfloat16),
 // then its steps, of which the last group may have fewer. A step has 64 bytes for each unit of 16
-// outputs: 4 inputs each of 8 bits, or 8 of 4 bits, the first 4 in the lower halves. Weights are stored as unsigned numbers, `zero` above
-// their value, because that is how VNNI multiplies; the excess is taken off as zero * sum of x.
+// outputs: 4 inputs each of 8 bits, or 8 of 4 bits, the first 4 in the lower halves. Weights are stored
+// as unsigned numbers, `zero` above their value, because that is how VNNI multiplies; the excess is
+// taken off as zero * sum of x.
 
 #include "buffer.h"
-#include "gate.h"
 #include "ints.h"
 #include "packed.h"
 #include "pool.h"
+#include "product.h"
 #include "replay.h"
 #include "rounding.h"
 #include "simd.h"
@@ -265,28 +266,14 @@ template <int Bits, typename T, typename Out>
 void linear(const T* x, const char* packed, const T* bias, Out* out, int64_t rows, int64_t inputs,
             int64_t outputs) {
   const Product<Bits, T> product(x, packed, rows, inputs, outputs);
-  const Target<T, Out> target{bias, out, outputs, outputs};
-  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
-    alignas(64) float sums[kBlockRows * kPanel];
-    product.multiply(row, count, unit, width, sums, target.from(row, unit * kUnit));
-  };
-  for_parts(rows, kBlockRows, ceil_div(outputs, kUnit), part);
+  multiply_all<kBlockRows>(product, bias, out, rows, outputs);
 }
 
-// As in linear.cpp.
 template <int Bits, typename T>
 void gated(const T* x, const char* packed, const T* bias, T* out, int64_t rows, int64_t inputs,
            int64_t outputs) {
   const Product<Bits, T> product(x, packed, rows, inputs, outputs);
-  const int64_t size = outputs / 2;
-  auto part = [&](int64_t row, int64_t count, int64_t unit, int width) {
-    alignas(64) float gates[kBlockRows * kPanel], sums[kBlockRows * kPanel];
-    product.multiply(row, count, unit, width, gates, panel_target(bias, unit * kUnit, gates));
-    product.multiply(row, count, unit + size / kUnit, width, sums,
-                     panel_target(bias, unit * kUnit + size, sums));
-    gate_block(gates, sums, count, width, out + row * size + unit * kUnit, size);
-  };
-  for_parts(rows, kBlockRows, size / kUnit, part);
+  multiply_gated<kBlockRows>(product, bias, out, rows, outputs);
 }
 
 // `values` [outputs, inputs], `zero` above what they stand for; `scales` [outputs, groups].
