@@ -30,6 +30,7 @@ from .stream import Stream
 P = ParamSpec("P")
 R = TypeVar("R")
 _SCORING_BYTES = 32 << 20  # logits of prompt tokens that exist at a time
+_NONE: Integers = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,12 @@ class Launched:
     given: Sequence[Slice]
     work: Work
     sent: Sent | None = None  # what the device needs of it; None: of nothing
-    computed: Callable[[], tuple[Tensor, Chosen]] | None = None  # logits of all draws
+    # Logits of all draws, and what slices yield besides a token: None where they want no more.
+    computed: Callable[[], tuple[Tensor, Chosen | None]] | None = None
     drawn: Callable[[], tuple[Drawn, Callable[[], list[Array]]]] | None = None
     arrived: list[Array] | None = None  # what was drawn, on the host
-    drawing: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # slices drawn for
-    rows: Integers = field(default_factory=lambda: np.zeros(0, np.int64))  # those slices' rows
+    drawing: Integers = field(default_factory=lambda: _NONE)  # slices drawn for
+    rows: Integers = field(default_factory=lambda: _NONE)  # those slices' rows
     plain: bool = False  # nothing shapes what is drawn
 
     @property
@@ -171,14 +173,22 @@ class Computer:
     def land(self, launched: Launched) -> list[SliceResult]:
         """Wait for a step; what each of its slices yielded, in their order, is kept. After an
         exception it may be asked for once more: what has arrived is there."""
-        chosen = Chosen()
-        if launched.computed is not None and launched.drawn is not None:
-            _, chosen = launched.computed()
-            drawn, arrived = launched.drawn()
-            if launched.arrived is None:
-                launched.arrived = arrived()
-            self._read(launched, drawn.read(launched.arrived), chosen)
-            self._keep(launched, chosen)
+        if launched.computed is None or launched.drawn is None:
+            return _results(launched.given, launched.work, Chosen())
+        _, chosen = launched.computed()
+        drawn, arrived = launched.drawn()
+        if launched.arrived is None:
+            launched.arrived = arrived()
+        sampled = drawn.read(launched.arrived)
+        if self._one_each(launched, sampled):
+            self._table.append(launched.rows, launched.arrived[0])
+            return [
+                SliceResult(part.sequence, (token,))
+                for part, token in zip(launched.given, sampled.token_ids, strict=True)
+            ]
+        chosen = chosen or Chosen()
+        self._read(launched, sampled, chosen)
+        self._keep(launched, chosen)
         return _results(launched.given, launched.work, chosen)
 
     def rewind(self) -> None:
@@ -231,6 +241,15 @@ class Computer:
         launched.drawn = self._stream.run(partial(self._draw, launched, settled, sent))
         self._table.promise(launched.rows)
 
+    def _one_each(self, launched: Launched, sampled: Sampled) -> bool:
+        """Whether every slice has yielded one token and nothing else, as in most steps."""
+        work = launched.work
+        if not (launched.plain and work.decodes and len(launched.drawing) == len(work.slices)):
+            return False
+        if self._proposer is not None and any([part.guess for part in work.slices]):
+            return False
+        return not (sampled.errors or self._lacking(work))
+
     def _read(self, launched: Launched, sampled: Sampled, chosen: Chosen) -> None:
         at = launched.drawing.tolist()
         if sampled.accepted:
@@ -247,10 +266,7 @@ class Computer:
         """The step has succeeded: remember its tokens."""
         work, drawing, rows = launched.work, launched.drawing, launched.rows
         self._table.keep(work.rows, work.known)
-        wanting = work.sampling
-        lacking = self._table.known(work.rows[wanting]) < work.contexts[wanting]
-        for i in wanting[lacking].tolist():  # the step before has landed meanwhile, without a token
-            chosen.errors[i] = LACKING
+        chosen.errors.update(dict.fromkeys(self._lacking(work), LACKING))
         if chosen.errors:
             fine = np.array([i not in chosen.errors for i in drawing.tolist()], dtype=np.bool_)
             self._table.break_promise(rows[~fine])
@@ -271,6 +287,14 @@ class Computer:
         if self._proposer is not None:
             self._propose(self._proposer, work, drawing, chosen)
 
+    def _lacking(self, work: Work) -> list[int]:
+        """Slices of a step whose last token has not come: the step before has landed meanwhile,
+        without one."""
+        wanting = work.sampling
+        lacking = self._table.known(work.rows[wanting]) < work.contexts[wanting]
+        indexes: list[int] = wanting[lacking].tolist()
+        return indexes
+
     def _propose(self, proposer: Proposer, work: Work, drawing: Integers, chosen: Chosen) -> None:
         """What sequences may say next, where that was asked and several tokens can be drawn at
         once."""
@@ -285,13 +309,17 @@ class Computer:
     # --- on the stream -------------------------------------------------------------------------
 
     @inferring
-    def _forward(self, work: Work, sent: Sent, beams: AsOf | None) -> tuple[Tensor, Chosen]:
+    def _forward(
+        self, work: Work, sent: Sent, beams: AsOf | None
+    ) -> tuple[Tensor, Chosen | None]:
         """The logits to draw from, and what slices yield besides a token.
 
         Beams, prompt log-probabilities and hidden states are waited for here and now: such steps
         overlap less.
         """
         hidden, logits = self._forwards(sent.batch())
+        if work.decodes:
+            return logits, None
         chosen = Chosen()
         if beams is not None:
             self._search(work, logits[len(work.layout.draws) :], beams, chosen)

@@ -149,12 +149,13 @@ class FromHost:
         place.block_tables[:] = table.block_tables[rows, : place.block_tables.shape[1]]
         if tokens == len(rows):  # one each, as in most steps
             np.subtract(contexts, 1, out=place.positions)
-            offsets = place.batch.query_offsets
+            offsets, lengths = place.batch.query_offsets, place.batch.query_lengths
         else:
             rows = np.repeat(rows, layout.counts)
             starts = np.repeat(contexts - layout.ends, layout.counts)
             np.add(np.arange(tokens), starts, out=place.positions)
             offsets = torch.from_numpy(np.concatenate(([0], layout.ends)).astype(np.int32))
+            lengths = tuple(layout.counts.tolist())
         place.token_ids[:] = table.token_ids[rows, place.positions]
         block, offset = np.divmod(place.positions, self._block_size)
         slots = place.slots
@@ -170,7 +171,7 @@ class FromHost:
             block_tables=place.batch.block_tables,
             slot_mapping=place.batch.slot_mapping,
             logits_rows=all_rows if layout.all_logits else torch.from_numpy(layout.logits_rows),
-            query_lengths=tuple(layout.counts.tolist()),
+            query_lengths=lengths,
             context_lengths_host=tuple(contexts.tolist()),
             all_logits=layout.all_logits,
         )
@@ -194,7 +195,7 @@ class FromHost:
                 block_tables=block_tables,
                 slot_mapping=inputs.slot_mapping,
                 logits_rows=every_row,
-                query_lengths=(),
+                query_lengths=(1,) * slices,
                 context_lengths_host=(),
             ),
         )

@@ -7,7 +7,6 @@ operations however many sequences it has.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +40,7 @@ class Cells(NamedTuple):
     values: npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class AsOf:
+class AsOf(NamedTuple):
     """The tokens of sequences as they stood when a step was given to the device: a `Histories`
     that the planner does not change while the step is under way."""
 
