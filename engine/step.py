@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cached_property
+from operator import mul
 from typing import NamedTuple
 
 from .errors import OctavoError, SequenceFailed, Unsatisfiable
@@ -106,7 +108,15 @@ class Moves:
         return bool(self.swap_out or self.swap_in or self.copies)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSize(NamedTuple):
+    """What a step's time depends on."""
+
+    sequences: int
+    tokens: int
+    pairs: float  # of a token and one it attends to
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """One step, decided. `retired`: sequences the compute wing may forget, before this step."""
 
@@ -115,10 +125,20 @@ class StepPlan:
     moves: Moves = Moves()
     retired: tuple[int, ...] = ()
 
+    @cached_property
+    def size(self) -> StepSize:
+        """Asked for when the step is predicted, when it is priced and when it is told of."""
+        counts = [s.count for s in self.slices]
+        starts = [s.start for s in self.slices]
+        tokens = sum(counts)
+        # Of n tokens from position p on: n * p + n * (n + 1) / 2.
+        pairs = sum(map(mul, counts, starts)) + (sum(map(mul, counts, counts)) + tokens) / 2
+        return StepSize(len(counts), tokens, pairs)
+
     @property
     def token_count(self) -> int:
         """Tokens computed by the step: what the token budget limits."""
-        return sum([s.count for s in self.slices])
+        return self.size.tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

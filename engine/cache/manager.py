@@ -9,7 +9,7 @@ step, while a host block that is being read may not: it waits behind the fence f
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..sequence import NOWHERE, Sequence
 from ..step import Moves
@@ -18,8 +18,7 @@ from .blocks import Block, BlockPool
 from .prefix import NoPrefixes, Prefixes, PrefixIndex
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(NamedTuple):
     """Blocks now, and counters since the start. Cached blocks without a holder are not used."""
 
     blocks_used: int
@@ -89,9 +88,12 @@ class BlockManager:
         A tail block that others hold too is copied on write. False, and no effect, when there
         are not enough free blocks.
         """
+        held = len(sequence.block_table) * self.block_size
+        if sequence.computed + count <= held and not sequence.forked:
+            return True  # as at most steps of a stream: its tail is its own
         missing, shared = self._missing(sequence, count)
         if not (missing or shared):
-            return True  # as at most steps of a stream
+            return True
         if missing + shared > self._pool.free:
             return False
         table = sequence.block_table
@@ -121,6 +123,7 @@ class BlockManager:
         for block in parent.block_table:
             self._pool.hold(self._pool.blocks[block])
         child.block_table = parent.block_table.copy()
+        child.forked = parent.forked = True
         child.computed = parent.computed
         child.published = parent.published
         child.digests = parent.digests.copy()
@@ -261,6 +264,8 @@ class BlockManager:
         assert self._audit.balanced(sequences) and self._audit.sound(sequences)
         for sequence in sequences:
             assert len(sequence.block_table) == self._blocks_for(sequence.computed), sequence
+            if sequence.computed and not sequence.host_table:
+                assert sequence.forked or not self._missing(sequence, 1)[1], sequence
             if sequence.host_table:
                 pairs = zip(sequence.block_table, sequence.host_table, strict=True)
                 assert all((a == NOWHERE) != (b == NOWHERE) for a, b in pairs), sequence

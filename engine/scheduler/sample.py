@@ -23,6 +23,8 @@ def open_choices(request: Request) -> list[int]:
 class SampleSearch:
     """n choices, each sampled with its own seed; those that had finished are not run again."""
 
+    __slots__ = ("_family", "_live", "_root_unwanted", "_terms", "_unborn")
+
     def __init__(
         self, root: Sequence, choices: list[int], capacity: Capacity, family: Family
     ) -> None:

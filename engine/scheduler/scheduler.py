@@ -92,10 +92,9 @@ class Scheduler:
         return self._roster.searches.keys()
 
     def requests_of(self, plan: StepPlan) -> list[str]:
-        """The ids of the requests that a plan in flight computes something for, each once."""
+        """The ids of the requests that a plan just made computes something for, each once."""
         live = self._roster.live
-        sequences = [live[s.sequence] for s in plan.slices if s.sequence in live]
-        return list(dict.fromkeys([sequence.request.id for sequence in sequences]))
+        return list(dict.fromkeys([live[s.sequence].request.id for s in plan.slices]))
 
     def add(self, request: Request, now: float, *, held: bool = False) -> None:
         """Take a request in. Its id must not be that of a live one, and its prompt must have a
@@ -134,7 +133,7 @@ class Scheduler:
             self._most_tokens, target=self._itl_target, running=running, time=self.step_time
         )
         position = 0
-        while position < len(running) and budget:
+        while position < len(running) and budget.tokens > 0:
             sequence = running[position]
             position += 1
             count = budget.grant(sequence)
@@ -191,7 +190,7 @@ class Scheduler:
             self._drafts.observe(plan, max(output.seconds, now - self._committed))
         deltas: list[Delta] = []
         results = {result.sequence: result for result in output.results}
-        live = self._roster.live
+        live, searches = self._roster.live, self._roster.searches
         for piece in plan.slices:
             sequence = live.get(piece.sequence)
             if sequence is None:
@@ -205,7 +204,7 @@ class Scheduler:
                 error = error or _take_promised(sequence, piece, result)
                 if piece.draft:
                     self._drafts.settle(sequence, piece, result)
-            search = self._roster.search(sequence)
+            search = searches[sequence.request.id]
             if error is not None:
                 deltas += search.fail(sequence, error, now)
                 continue

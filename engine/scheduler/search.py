@@ -47,6 +47,8 @@ class Search(Protocol):
 class Terms:
     """What searches keep of a request: its limits, its stops, its prompt's scores."""
 
+    __slots__ = ("end_ids", "limit", "logprobs", "request", "stop_ids")
+
     def __init__(self, request: Request, capacity: Capacity) -> None:
         params = request.sampling
         self.request = request

@@ -26,9 +26,10 @@ def next_slice(sequence: Sequence, count: int, guess: int = 0) -> Slice:
     if sequence.draft:
         draft, sequence.draft = sequence.draft[: stop - sequence.known], ()
         sequence.drafted = len(draft)
-    if stop - len(draft) == sequence.known < sequence.limit:
+    known = len(sequence.token_ids) + sequence.promised
+    if stop - len(draft) == known < sequence.limit:
         wants = sequence.yields | wants if wants else sequence.yields  # rarely: `|` is slow
-        if sequence.yields is Wants.TOKEN:
+        if wants in SAMPLES:
             sequence.promised += 1
     history = None if sequence.introduced else _introduce(sequence)
     appended, sequence.unsent = sequence.unsent, ()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from math import sqrt
 
-from ..step import Slice, StepPlan
+from ..step import StepPlan
 
 _MEMORY = 0.98  # weight of a step when the next one has been seen
 _SURPRISE = (
@@ -38,7 +38,7 @@ class StepTime:
 
     def predict(self, plan: StepPlan) -> float:
         """Seconds that computing the plan will take."""
-        return self._cost(*_features(plan.slices))
+        return self._cost(1.0, *plan.size)
 
     def predict_decoding(self, streams: Collection[tuple[int, int]]) -> float:
         """Seconds of a step that computes, for each of these, so many tokens from a position on
@@ -66,7 +66,7 @@ class StepTime:
         """A step that took so long has been computed."""
         if seconds <= 0 or not plan.slices:
             return
-        features = _features(plan.slices)
+        features = (1.0, *plan.size)
         predicted = self._cost(*features)
         if predicted > 0 and any(map(any, self._products)):
             seconds = min(seconds, _SURPRISE * predicted)
@@ -89,15 +89,6 @@ class StepTime:
     def _cost(self, step: float, sequences: float, tokens: float, pairs: float) -> float:
         prices = self._prices
         return prices[0] * step + prices[1] * sequences + prices[2] * tokens + prices[3] * pairs
-
-
-def _features(slices: Collection[Slice]) -> tuple[float, float, float, float]:
-    tokens, pairs = 0, 0.0
-    for piece in slices:
-        count = piece.count
-        tokens += count
-        pairs += count * (piece.start + (count + 1) / 2)  # `_pairs`, for all of them at every step
-    return 1.0, len(slices), tokens, pairs
 
 
 def _pairs(start: int, count: int) -> float:

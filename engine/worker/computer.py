@@ -246,7 +246,8 @@ class Computer:
         work = launched.work
         if not (launched.plain and work.decodes and len(launched.drawing) == len(work.slices)):
             return False
-        if self._proposer is not None and any([part.guess for part in work.slices]):
+        wishes = [part.guess for part in work.slices]
+        if self._proposer is not None and any(wishes):
             return False
         return not (sampled.errors or self._lacking(work))
 
@@ -309,9 +310,7 @@ class Computer:
     # --- on the stream -------------------------------------------------------------------------
 
     @inferring
-    def _forward(
-        self, work: Work, sent: Sent, beams: AsOf | None
-    ) -> tuple[Tensor, Chosen | None]:
+    def _forward(self, work: Work, sent: Sent, beams: AsOf | None) -> tuple[Tensor, Chosen | None]:
         """The logits to draw from, and what slices yield besides a token.
 
         Beams, prompt log-probabilities and hidden states are waited for here and now: such steps

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -58,7 +58,7 @@ class _Flight:
     began: float
     started: bool = False  # else it waits for the one before
     moved: bool = False  # its moves have been done
-    slices: list[Slice] = field(default_factory=list)  # without those of known culprits
+    slices: tuple[Slice, ...] = ()  # without those of known culprits
     launched: Launched | None = None
     error: Exception | None = None  # of the launch
     fatal: Exception | None = None  # of the moves: all of the step has failed
@@ -158,8 +158,9 @@ class Runner:
         except Exception as error:  # whatever it is: told when the step lands, in its turn
             flight.fatal = error
             return
-        # A plan that was made before a culprit was known names it once more.
-        flight.slices = [part for part in plan.slices if part.sequence not in self._failed]
+        flight.slices = plan.slices
+        if self._failed:  # a plan that was made before a culprit was known names it once more
+            flight.slices = tuple([s for s in plan.slices if s.sequence not in self._failed])
         try:
             self.computer.begin(plan)
             if flight.slices:
