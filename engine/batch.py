@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     """All slices of a step, one after the other ("ragged"): there is no padding.
 
     Slice i owns rows query_offsets[i] .. query_offsets[i + 1] - 1 of everything with [tokens]. The

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 _CHECKSUM = struct.Struct("<I")
 _HEAD = struct.Struct("<IQIqddd?")  # bytes of the names, then the fields of Beat in order
@@ -41,8 +42,7 @@ class Beat:
     in_flight: tuple[str, ...] = ()  # request ids of the steps that have not ended
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
+class _Flight(NamedTuple):
     step: int
     request_ids: tuple[str, ...]
     seconds: float

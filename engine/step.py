@@ -170,8 +170,7 @@ class SliceResult(NamedTuple):
     draft: tuple[int, ...] = ()  # proposed to follow the last of `token_ids`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """The compute wing's answer to the plan of the same number."""
 
     number: int

@@ -59,7 +59,7 @@ class SampleSearch:
             return [self._accept(sequence, result, now)]
         done = piece.start + piece.count >= sequence.end
         if done and len(sequence.token_ids) >= sequence.limit:  # no output was wanted
-            return [self._delta(sequence, (), result, FinishReason.LENGTH, None, now)]
+            return [self._delta(sequence, (), result, now, FinishReason.LENGTH)]
         return []
 
     def fail(self, sequence: Sequence, error: str, now: float) -> list[Delta]:
@@ -126,34 +126,30 @@ class SampleSearch:
 
     def _accept(self, sequence: Sequence, result: SliceResult, now: float) -> Delta:
         """Append sampled tokens up to the first that ends the sequence."""
-        known, terms = sequence.token_ids, self._terms
-        accepted = result.token_ids
-        reason: FinishReason | None = None
-        stop_id: int | None = None
+        known, accepted, terms = sequence.token_ids, result.token_ids, self._terms
         for count, token in enumerate(accepted, 1):
             known.append(token)
             if token in terms.stop_ids and terms.ends(token, len(known) - sequence.prompt_length):
-                reason = FinishReason.STOP
                 stop_id = None if token in terms.end_ids else token
-            elif len(known) >= sequence.limit:
-                reason = FinishReason.LENGTH
-            if reason is not None:
                 accepted = accepted[:count]
-                break
-        return self._delta(sequence, accepted, result, reason, stop_id, now)
+                return self._delta(sequence, accepted, result, now, FinishReason.STOP, stop_id)
+            if len(known) >= sequence.limit:
+                return self._delta(sequence, accepted[:count], result, now, FinishReason.LENGTH)
+        if sequence.first_token is None:
+            return self._delta(sequence, accepted, result, now)
+        return Delta(sequence.request.id, sequence.index, accepted, result.logprobs)  # most of all
 
     def _delta(
         self,
         sequence: Sequence,
         accepted: tuple[int, ...],
         result: SliceResult,
-        reason: FinishReason | None,
-        stop_id: int | None,
         now: float,
+        reason: FinishReason | None = None,
+        stop_id: int | None = None,
     ) -> Delta:
+        """What is told of a choice first or last."""
         first = sequence.first_token is None
-        if not first and reason is None:  # most of all deltas
-            return Delta(sequence.request.id, sequence.index, accepted, result.logprobs)
         untold = first and not self._emitted(sequence.index)  # else an earlier attempt has told it
         if first:
             sequence.first_token = now

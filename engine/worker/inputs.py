@@ -110,7 +110,7 @@ class FromHost:
         awaited = np.flatnonzero(positions >= spread(layout.known))
         block, offset = np.divmod(positions, self._block_size)
         blocks = table.block_tables[row_of_token, block].astype(np.int64)
-        width = self._width(layout)
+        width = -(-int(contexts.max(initial=0)) // self._block_size)
         tensors = self._transfer.send(
             table.token_ids[row_of_token, positions].astype(np.int64),
             positions,
@@ -144,9 +144,11 @@ class FromHost:
         of torch, and of each copy, comes from memory."""
         table, rows, contexts, tokens = self._table, layout.rows, layout.contexts, layout.tokens
         assert (layout.known >= contexts).all(), "a step was launched ahead of one under way"
-        place = self._places(tokens, len(rows), self._width(layout))
+        context_lengths = tuple(contexts.tolist())
+        width = -(-max(context_lengths, default=0) // self._block_size)
+        place = self._places(tokens, len(rows), width)
         place.contexts[:] = contexts
-        place.block_tables[:] = table.block_tables[rows, : place.block_tables.shape[1]]
+        place.block_tables[:] = table.block_tables[rows, :width]
         if tokens == len(rows):  # one each, as in most steps
             np.subtract(contexts, 1, out=place.positions)
             offsets, lengths = place.batch.query_offsets, place.batch.query_lengths
@@ -172,7 +174,7 @@ class FromHost:
             slot_mapping=place.batch.slot_mapping,
             logits_rows=all_rows if layout.all_logits else torch.from_numpy(layout.logits_rows),
             query_lengths=lengths,
-            context_lengths_host=tuple(contexts.tolist()),
+            context_lengths_host=context_lengths,
             all_logits=layout.all_logits,
         )
         drawn, *sent = self._transfer.send(layout.rows[layout.draws], *others)
@@ -199,10 +201,6 @@ class FromHost:
                 context_lengths_host=(),
             ),
         )
-
-    def _width(self, layout: Layout) -> int:
-        """Entries of the longest block table."""
-        return -(-int(layout.contexts.max(initial=0)) // self._block_size)
 
     def remember(self, targets: Tensor, token_ids: Tensor) -> None:
         if self._room is not None:

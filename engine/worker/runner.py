@@ -249,6 +249,8 @@ class Runner:
 
     def _forget(self) -> None:
         """Those who have gone."""
+        if not self._retired:
+            return
         self.computer.forget(self._retired)
         for sequence in self._retired:
             self._requests.pop(sequence, None)

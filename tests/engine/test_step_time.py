@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -147,7 +146,7 @@ class TestSchedule:
         loop.in_flight.clear()
         output = loop.executor.collect()
         before = loop.scheduler.step_time.predict(plan)
-        slow = replace(output, seconds=3 * before, attempts=9)
+        slow = output._replace(seconds=3 * before, attempts=9)
         loop.scheduler.commit(plan, slow, loop.now)
         assert loop.scheduler.step_time.predict(plan) == before
 
