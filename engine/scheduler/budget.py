@@ -22,17 +22,27 @@ class StepBudget:
     """What is left of one step. `target` is in seconds, 0 for no limit of time."""
 
     def __init__(
-        self, tokens: int, *, target: float, running: Collection[Sequence], time: StepTime
+        self,
+        tokens: int,
+        *,
+        target: float,
+        running: Collection[Sequence],
+        time: StepTime,
+        waiting: bool,
     ) -> None:
+        """`waiting`: others may begin in this step."""
         self.tokens = tokens
         self._time = time
         self._seconds: float | None = None  # left for prompts; None: no limit
         self._prompts = 0  # that have been served
         self._guesses = max(0, tokens - len(running))  # tokens left for drafts
+        counts = [s.pending - len(s.draft) for s in running]
         streams = []
-        if target > 0:
+        if target > 0 and (waiting or max(counts, default=0) > 1):  # else there is no prompt to cut
             streams = [
-                (s.computed, pending) for s in running if (pending := s.pending) - len(s.draft) == 1
+                (s.computed, s.pending)
+                for s, count in zip(running, counts, strict=True)
+                if count == 1
             ]
         if streams:
             spare = target - time.predict_decoding(streams)

@@ -130,7 +130,11 @@ class Scheduler:
         running = self._roster.in_order(now)
         self._drafts.weigh(running)
         budget = StepBudget(
-            self._most_tokens, target=self._itl_target, running=running, time=self.step_time
+            self._most_tokens,
+            target=self._itl_target,
+            running=running,
+            time=self.step_time,
+            waiting=bool(self._roster.waiting),
         )
         position = 0
         while position < len(running) and budget.tokens > 0:
