@@ -67,8 +67,11 @@ class AttentionPlan {
     tasks.clear();
     unfinished.clear();
     kept_floats = 0;
+    const int64_t all_rows = int64_t{shape.offsets[shape.sequences]} * shape.group();
+    const int64_t wanted = threads * kTasksPerThread / shape.kv_heads + 1;
+    const int rows = static_cast<int>(std::clamp<int64_t>(all_rows / wanted, kFewRows, kMostRows));
     int64_t cost = 0;
-    for (int s = 0; s < shape.sequences; ++s) cost += add_tiles(shape, s);
+    for (int s = 0; s < shape.sequences; ++s) cost += add_tiles(shape, s, rows);
     const int64_t grain = threads == 1 ? cost + 1 : cost / (threads * kTasksPerThread) + 1;
     for (int i = 0; i < static_cast<int>(tiles.size()); ++i) {
       divide(shape, i, (cost_of(shape, tiles[i]) + grain - 1) / grain);
@@ -81,8 +84,10 @@ class AttentionPlan {
   }
 
  private:
-  static constexpr int kRowsPerTile = 96;  // rows of a kv head that read a split after each other
-  static constexpr int kReadingCost = 3;   // of a split and kv head, in the cost of one row
+  // Rows of a kv head that read a split after each other: as many as leave each thread its tasks, for
+  // a tile that has all of its sequence stores it, and reads what it stored while it is in the cache.
+  static constexpr int kFewRows = 96, kMostRows = 384;
+  static constexpr int kReadingCost = 3;  // of a split and kv head, in the cost of one row
   static constexpr int kTasksPerThread = 4;
   static constexpr int kManyRows = 24;  // arithmetic takes longer than memory
 
@@ -91,12 +96,12 @@ class AttentionPlan {
     return splits * shape.kv_heads * (kReadingCost + tile.queries * shape.group());
   }
 
-  int64_t add_tiles(const Shape& shape, int sequence) {
+  int64_t add_tiles(const Shape& shape, int sequence, int rows) {
     const int first = shape.offsets[sequence], end = shape.offsets[sequence + 1];
     const int before = shape.contexts[sequence] - (end - first);  // tokens of earlier steps
     const bool tree = shape.marks != nullptr && std::any_of(shape.marks + first, shape.marks + end,
                                                             [](int64_t mark) { return mark >= 0; });
-    const int step = std::max(1, kRowsPerTile / shape.group());
+    const int step = std::max(1, rows / shape.group());
     int64_t cost = 0;
     for (int token = first; token < end; token += step) {
       Tile tile;
