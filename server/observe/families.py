@@ -58,8 +58,8 @@ def _one_two_five(longest: int) -> Iterator[float]:
         power *= 10
 
 
-class TokenHistogram(Collector):
-    """A histogram that is told something for each token, of one event loop.
+class UnlockedHistogram(Collector):
+    """A histogram that is told something for each token or step, by one event loop.
 
     An observation takes a third of the time of the library's own, which is locked.
     """
@@ -122,7 +122,9 @@ class Families:
         )
         return family.labels(**self._core)
 
-    def token_histogram(self, name: str, text: str, buckets: Sequence[float]) -> TokenHistogram:
-        family = TokenHistogram(PREFIX + name, text, buckets, self._core)
+    def unlocked_histogram(
+        self, name: str, text: str, buckets: Sequence[float]
+    ) -> UnlockedHistogram:
+        family = UnlockedHistogram(PREFIX + name, text, buckets, self._core)
         self.registry.register(family)
         return family

@@ -31,15 +31,22 @@ REJECTIONS = (
 
 
 class Metrics:
-    """One daemon's metrics. Use it from one thread."""
+    """One daemon's metrics. Use it from one thread.
+
+    What happens for each step or token is only noted: `render` makes metrics of it, when somebody
+    asks for them.
+    """
 
     def __init__(self, *, model_name: str, longest_context: int, engine: str = "0") -> None:
         """`longest_context` in tokens bounds the histograms of token numbers."""
         self._families = f = Families(model_name=model_name, engine=engine)
         self._engine = engine
-        self._last = StepStats()
+        self._latest = StepStats()  # of all steps
+        self._counted = StepStats()  # up to here `_count_steps` has counted
+        self._computed = StepStats()  # of the latest step that computed something
         self.prompt_tokens_seen = 0
         self.output_tokens_seen = 0
+        self._output_tokens_counted = 0
 
         # Gauges, as of the latest step.
         self._running = f.gauge("num_requests_running", "Sequences that are computed now.")
@@ -111,13 +118,13 @@ class Metrics:
         )
 
         # Histograms.
-        self._step_tokens = f.histogram(
+        self._step_tokens = f.unlocked_histogram(
             "iteration_tokens_total", "Tokens computed in a step.", families.STEP_TOKENS
         )
         self._first_token = f.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", families.FIRST_TOKEN
         )
-        self._between_tokens = f.token_histogram(
+        self._between_tokens = f.unlocked_histogram(
             "inter_token_latency_seconds", "One token to the next.", families.BETWEEN_TOKENS
         )
         self._per_output_token = f.histogram(
@@ -148,13 +155,13 @@ class Metrics:
         self._n = f.histogram("request_params_n", "n of a request.", families.CHOICES)
 
         # What only octavo tells.
-        self._step_seconds = f.histogram(
+        self._step_seconds = f.unlocked_histogram(
             "step_time_seconds", "Computing a step.", families.STEP_SECONDS
         )
-        self._host_seconds = f.histogram(
+        self._host_seconds = f.unlocked_histogram(
             "step_host_time_seconds", "Planning and committing a step.", families.STEP_SECONDS
         )
-        self._step_sequences = f.histogram(
+        self._step_sequences = f.unlocked_histogram(
             "step_sequences", "Sequences computed in a step.", families.STEP_SEQUENCES
         )
         self._graphs = {
@@ -222,13 +229,28 @@ class Metrics:
 
     def on_step(self, stats: StepStats) -> None:
         """A step has ended. Totals may have begun again at 0, with a new engine."""
+        if stats.step < self._latest.step:
+            self._count_steps()
+            self._counted = StepStats()
+        self._latest = stats
+        if stats.tokens_computed:
+            self._computed = stats
+            self._step_tokens.observe(stats.tokens_computed)
+            self._step_sequences.observe(stats.sequences_computed)
+            self._step_seconds.observe(stats.step_seconds)
+            self._host_seconds.observe(stats.host_seconds)
+
+    def _count_steps(self) -> None:
+        """Make gauges and counters tell what the latest step told."""
+        stats, last = self._latest, self._counted
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._waiting_by_reason["capacity"].set(stats.waiting)
         self._swapped.set(stats.swapped)
         self._cache_usage.set(_share(stats.blocks_used, stats.blocks_total))
         self._host_cache_usage.set(_share(stats.host_blocks_used, stats.host_blocks_total))
-        last = self._last if stats.step >= self._last.step else StepStats()
+        self._graphs["recorded"].set(self._computed.graphs_recorded)
+        self._graphs["planned"].set(self._computed.graphs_planned)
         for field, counter in self._followed.items():
             counter.inc(max(0, getattr(stats, field) - getattr(last, field)))
         places = zip_longest(stats.drafts_accepted, last.drafts_accepted, fillvalue=0)
@@ -241,14 +263,7 @@ class Metrics:
             grown = max(0, getattr(stats, field) - getattr(last, field))
             counter.inc(grown)
             self._preemptions.inc(grown)
-        if stats.tokens_computed:
-            self._step_tokens.observe(stats.tokens_computed)
-            self._step_sequences.observe(stats.sequences_computed)
-            self._step_seconds.observe(stats.step_seconds)
-            self._host_seconds.observe(stats.host_seconds)
-            self._graphs["recorded"].set(stats.graphs_recorded)
-            self._graphs["planned"].set(stats.graphs_planned)
-        self._last = stats
+        self._counted = stats
 
     def on_first_token(self, *, seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt has been computed: its first token is here, `seconds` after arrival."""
@@ -262,7 +277,6 @@ class Metrics:
     def on_tokens(self, count: int, *, gap_seconds: float | None = None) -> None:
         """A choice got `count` tokens, `gap_seconds` after its previous ones (None: its first)."""
         self.output_tokens_seen += count
-        self._output_tokens.inc(count)
         if gap_seconds is not None:
             self._between_tokens.observe(gap_seconds / count, count)  # they share the gap
 
@@ -323,6 +337,9 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything in text format 0.0.4, to be sent as `CONTENT_TYPE`."""
+        self._count_steps()
+        self._output_tokens.inc(self.output_tokens_seen - self._output_tokens_counted)
+        self._output_tokens_counted = self.output_tokens_seen
         return generate_latest(self._families.registry)
 
 

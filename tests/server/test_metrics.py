@@ -73,9 +73,15 @@ def families(metrics: Metrics) -> dict[str, Metric]:
 
 
 def number(metrics: Metrics, sample: str, **labels: str) -> float:
-    value = metrics._families.registry.get_sample_value(f"octavo:{sample}", {**CORE, **labels})
-    assert value is not None, f"{sample} {labels} is not exported"
-    return value
+    wanted = (f"octavo:{sample}", {**CORE, **labels})
+    found = [
+        one.value
+        for family in families(metrics).values()
+        for one in family.samples
+        if (one.name, one.labels) == wanted
+    ]
+    assert len(found) == 1, f"{sample} {labels} is exported {len(found)} times"
+    return found[0]
 
 
 def test_every_name_that_dashboards_ask_for_is_there_from_the_start() -> None:
@@ -142,7 +148,8 @@ def test_steps_move_gauges_and_counters() -> None:
             host_seconds=0.0002,
         )
     )
-    metrics.on_step(StepStats(step=2, prefix_queries=150, prefix_hits=60, preemptions_recompute=2))
+    totals = {"prefix_hits": 60, "preemptions_recompute": 2, "preemptions_swap": 1}
+    metrics.on_step(StepStats(step=2, prefix_queries=150, **totals))
     assert number(metrics, "num_requests_running") == 0
     assert number(metrics, "kv_cache_usage_perc") == 0
     assert number(metrics, "prefix_cache_queries_total") == 150
