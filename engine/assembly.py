@@ -15,7 +15,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from .channel import Channel, Fatal, Notice, Progress, Ready, Start
@@ -208,10 +207,7 @@ def main(arguments: list[str]) -> None:
             raise TypeError(f"the first message must be Start, not {type(first).__name__}")
         _give_way(first.config)
         pulse = Pulse(inherited_memory(memory_fd))
-        with contextlib.ExitStack() as serving:
-            run_engine(
-                first.config, channel, pulse=pulse, on_started=partial(_begin_to_serve, serving)
-            )
+        run_engine(first.config, channel, pulse=pulse, on_started=_keep_what_is_there)
     except EOFError:
         return
     except Exception as error:  # whatever ends this process, the front end is told what it was
@@ -231,15 +227,11 @@ def _give_way(config: EngineConfig) -> None:
         os.nice(_COMPUTING_NICENESS)  # of this thread, and of all that it will start
 
 
-def _begin_to_serve(serving: contextlib.ExitStack) -> None:
-    """The engine has been made. Garbage is looked for among what comes from now on: looking through
-    all that torch has brought along stops the process for a tenth of a second. And nothing is
-    differentiated any more: steps need not ask for that, one by one."""
-    from .device import without_gradients
-
+def _keep_what_is_there() -> None:
+    """Garbage is looked for among what comes from now on. Looking through all that torch has
+    brought along stops the process for a tenth of a second."""
     gc.freeze()
     gc.enable()
-    serving.enter_context(without_gradients())
 
 
 if __name__ == "__main__":

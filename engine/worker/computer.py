@@ -76,8 +76,8 @@ class Launched:
 
 def inferring(method: Callable[P, R]) -> Callable[P, R]:
     """Have a call, and what it calls in its thread, computed without gradients. Torch's own
-    decorator would enter once more where that is so already, as in the engine process: 40 us
-    between two steps."""
+    decorator would enter once more where that is so already, as it is in the engine's thread
+    (executor/inline): 40 us between two steps."""
 
     @wraps(method)
     def run(*given: P.args, **named: P.kwargs) -> R:

@@ -169,3 +169,14 @@ def test_threads_are_set_where_the_computing_is_done(
     executor.stop()
     assert {name.split("_")[0] for name, _ in seen} == {"octavo-compute"}
     assert {threads for _, threads in seen} == {2}
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_its_thread_computes_without_gradients_until_it_stops(tmp_path: Path, overlap: str) -> None:
+    executor = InlineExecutor(tiny_config(tmp_path, overlap=overlap))
+    assert not torch.is_inference_mode_enabled()
+    executor.start(quiet)
+    assert torch.is_inference_mode_enabled()
+    executor.stop()
+    executor.stop()
+    assert not torch.is_inference_mode_enabled()
