@@ -28,36 +28,40 @@ struct Projected {
 };
 
 // The tokens of a tile, of some kv heads with their queries: these go where the results will be that
-// take their place, keys and values into the cache.
+// take their place, keys and values into the cache. A token after the other, as they lie in memory:
+// for a long prompt that is what this waits for.
 template <typename T>
 void rotate_and_store(const Projected<T>& projected, const Call<T>& call, const Tile& tile,
                       int first_kv, int end_kv) {
   thread_local Buffer space;
   const Shape& shape = call.shape;
   const int64_t size = shape.head_dim, group = shape.group(), kv_size = shape.kv_heads * size;
-  T* keys = reinterpret_cast<T*>(space.reserve(2 * kLanes * size));
-  T* values = keys + kLanes * size;
+  const int64_t vector = kLanes * size;  // of keys, or of values
+  T* vectors = reinterpret_cast<T*>(space.reserve(2 * vector * (end_kv - first_kv)));
+  auto keys_of = [&](int64_t kv) { return vectors + 2 * vector * (kv - first_kv); };
   const int64_t end = tile.first_token + tile.queries;
   auto same = [](Lanes x) { return x; };
   by_vectors(call.cache, projected.slots, projected.tokens, tile.first_token, end,
              [&](int64_t first, int count) {
-    for (int64_t kv = first_kv; kv < end_kv; ++kv) {
-      for (int i = 0; i < count; ++i) {
-        const float* row = projected.rows + (first + i) * (shape.heads * size + 2 * kv_size);
-        T* query = call.out + (first + i) * shape.heads * size;
-        HeadChange<T> change = projected.change(first + i, size, projected.query_norm);
-        for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-          change_head(change, row + h * size, query + h * size, same);
-        }
-        const float* key = row + (shape.heads + kv) * size;
-        change.norm = projected.key_norm;
-        change_head(change, key, keys + i * size, storable<T>);
-        copy_finite(values + i * size, key + kv_size, size);
+    for (int i = 0; i < count; ++i) {
+      const float* row = projected.rows + (first + i) * (shape.heads * size + 2 * kv_size);
+      T* query = call.out + (first + i) * shape.heads * size;
+      HeadChange<T> change = projected.change(first + i, size, projected.query_norm);
+      for (int64_t h = first_kv * group; h < end_kv * group; ++h) {
+        change_head(change, row + h * size, query + h * size, same);
       }
+      change.norm = projected.key_norm;
+      for (int64_t kv = first_kv; kv < end_kv; ++kv) {
+        const float* key = row + (shape.heads + kv) * size;
+        change_head(change, key, keys_of(kv) + i * size, storable<T>);
+        copy_finite(keys_of(kv) + vector + i * size, key + kv_size, size);
+      }
+    }
+    for (int64_t kv = first_kv; kv < end_kv; ++kv) {
       if (count == 1) {
-        place_cell(call.cache, projected.slots[first], kv, keys, values);
+        place_cell(call.cache, projected.slots[first], kv, keys_of(kv), keys_of(kv) + vector);
       } else {
-        place_vector(call.cache, projected.slots[first], kv, keys, values);
+        place_vector(call.cache, projected.slots[first], kv, keys_of(kv), keys_of(kv) + vector);
       }
     }
   });
