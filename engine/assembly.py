@@ -150,6 +150,7 @@ def run_engine(
     the first request can come.
     """
     from .core import serve
+    from .device import without_gradients
 
     engine: Engine | None = None
     try:
@@ -157,7 +158,8 @@ def run_engine(
         engine, capacity = build_engine(config, _reporter(channel), executor, pulse)
         on_started()
         channel.send(Ready(capacity))
-        serve(engine, _line(config, channel))
+        with without_gradients():  # once, not in every step; this thread is ours
+            serve(engine, _line(config, channel))
     except OctavoError as error:
         channel.send(Fatal(type(error).__name__, str(error)))
     except OSError as error:

@@ -52,7 +52,7 @@ class Sequence:
     gathering: Wants = Wants.NOTHING  # wanted of every slice: the prefix cache does not help then
     block_table: list[int] = field(default_factory=list)
     host_table: list[int] = field(default_factory=list)
-    forked: bool = False  # others hold blocks of it that were not full, or have held some
+    forked: bool = False  # others hold blocks of it that were not full, or have held some: for good
     digests: list[bytes] = field(default_factory=list)  # chain hashes of its first full blocks
     published: int = 0  # blocks of its table offered to the prefix index
     # What the compute wing has been told of it.

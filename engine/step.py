@@ -118,7 +118,10 @@ class StepSize(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One step, decided. `retired`: sequences the compute wing may forget, before this step."""
+    """One step, decided. `retired`: sequences the compute wing may forget, before this step.
+
+    Without slots: it keeps its size.
+    """
 
     number: int
     slices: tuple[Slice, ...]

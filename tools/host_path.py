@@ -30,6 +30,7 @@ from octavo.engine.assembly import build_engine
 from octavo.engine.channel import Channel
 from octavo.engine.config import EngineConfig
 from octavo.engine.core import Engine
+from octavo.engine.device import without_gradients
 from octavo.engine.executor.inline import InlineExecutor
 from octavo.engine.params import Request, SamplingParams
 from octavo.engine.worker.launch import launch
@@ -99,7 +100,8 @@ def measure(folder: Path, sequences: int) -> dict[str, float]:
     threading.Thread(target=_swallow, args=(far,), daemon=True).start()
     channel = Channel(near, epoch=0)
     try:
-        return _figures(engine, channel, sequences, compute, worker)
+        with without_gradients():  # as in an engine's process
+            return _figures(engine, channel, sequences, compute, worker)
     finally:
         engine.stop()
         near.close()

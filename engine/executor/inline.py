@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 
 from ..config import EngineConfig
-from ..device import has_streams, overlaps, pick_device, without_gradients
+from ..device import has_streams, overlaps, pick_device
 from ..params import SamplingParams
 from ..step import StepOutput, StepPlan
 from ..worker.launch import launch
@@ -19,8 +18,7 @@ Launch = Callable[[EngineConfig, Progress, Stream], tuple[Runner, Capacity]]
 
 
 class InlineExecutor:
-    """Runs the whole model in this process. One thread calls it: from `start` to `stop` nothing
-    that this thread computes is differentiated.
+    """Runs the whole model in this process.
 
     With overlap a step is launched when it is submitted. A GPU then computes beside us; so does a
     CPU, in a thread of its own that lets go of the interpreter's lock while it computes. Without,
@@ -37,12 +35,10 @@ class InlineExecutor:
         self._stream: Stream = OwnThread() if threaded else AtOnce()
         self._runner: Runner | None = None
         self._next: StepPlan | None = None
-        self._lasting = ExitStack()  # what is entered once, and left by `stop`
 
     def start(self, progress: Progress) -> Capacity:
         make = partial(self._launch, self._config, progress, self._stream)
         self._runner, capacity = self._stream.run(make)()
-        self._lasting.enter_context(without_gradients())
         return capacity
 
     def ready(self, params: SamplingParams) -> bool:
@@ -65,7 +61,6 @@ class InlineExecutor:
 
     def stop(self) -> None:
         self._stream.close()
-        self._lasting.close()
         self._runner = None
 
     def _started(self) -> Runner:

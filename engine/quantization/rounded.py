@@ -12,7 +12,7 @@ from octavo.kernels.ops import Ops, PackedLinear
 from .none import Unquantized
 
 BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
-# Of a weight, and its share of the 16 bits of a group's scale.
+# Of a weight, and its share of the 16 bits of a group's scale; a row's last group may be small.
 _HELD_BITS: Mapping[str, float] = MappingProxyType({"int8": 8 + 16 / 256, "int4": 4 + 16 / 32})
 
 

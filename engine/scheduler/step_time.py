@@ -92,4 +92,5 @@ class StepTime:
 
 
 def _pairs(start: int, count: int) -> float:
+    """As `StepPlan.size` counts them."""
     return count * (start + (count + 1) / 2)

@@ -77,7 +77,7 @@ class Launched:
 def inferring(method: Callable[P, R]) -> Callable[P, R]:
     """Have a call, and what it calls in its thread, computed without gradients. Torch's own
     decorator would enter once more where that is so already, as it is in the engine's thread
-    (executor/inline): 40 us between two steps."""
+    (assembly.run_engine): 40 us between two steps."""
 
     @wraps(method)
     def run(*given: P.args, **named: P.kwargs) -> R:

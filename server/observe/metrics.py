@@ -41,7 +41,8 @@ class Metrics:
         """`longest_context` in tokens bounds the histograms of token numbers."""
         self._families = f = Families(model_name=model_name, engine=engine)
         self._engine = engine
-        self._latest = StepStats()  # of all steps
+        self._latest = StepStats()  # the latest report, ...
+        self._latest_restarts = 0  # ... and how many engines had been started before its own
         self._counted = StepStats()  # up to here `_count_steps` has counted
         self._computed = StepStats()  # of the latest step that computed something
         self.prompt_tokens_seen = 0
@@ -227,11 +228,11 @@ class Metrics:
         for part, size in capacity.memory.items():
             self._memory.labels(engine=self._engine, part=part).set(size)
 
-    def on_step(self, stats: StepStats) -> None:
-        """A step has ended. Totals may have begun again at 0, with a new engine."""
-        if stats.step < self._latest.step:
+    def on_step(self, stats: StepStats, restarts: int) -> None:
+        """A step has ended. With more `restarts` it is a new engine's, whose totals began at 0."""
+        if restarts != self._latest_restarts:
             self._count_steps()
-            self._counted = StepStats()
+            self._counted, self._latest_restarts = StepStats(), restarts
         self._latest = stats
         if stats.tokens_computed:
             self._computed = stats

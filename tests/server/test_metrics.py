@@ -146,10 +146,11 @@ def test_steps_move_gauges_and_counters() -> None:
             sequences_computed=3,
             step_seconds=0.01,
             host_seconds=0.0002,
-        )
+        ),
+        0,
     )
     totals = {"prefix_hits": 60, "preemptions_recompute": 2, "preemptions_swap": 1}
-    metrics.on_step(StepStats(step=2, prefix_queries=150, **totals))
+    metrics.on_step(StepStats(step=2, prefix_queries=150, **totals), 0)
     assert number(metrics, "num_requests_running") == 0
     assert number(metrics, "kv_cache_usage_perc") == 0
     assert number(metrics, "prefix_cache_queries_total") == 150
@@ -163,13 +164,13 @@ def test_steps_move_gauges_and_counters() -> None:
 
 def test_drafts_are_counted_by_what_came_of_them() -> None:
     metrics = make()
-    metrics.on_step(StepStats(step=1, drafts=4, draft_tokens=20, drafts_accepted=(3, 1)))
-    metrics.on_step(StepStats(step=2, drafts=6, draft_tokens=35, drafts_accepted=(4, 2, 2)))
+    metrics.on_step(StepStats(step=1, drafts=4, draft_tokens=20, drafts_accepted=(3, 1)), 0)
+    metrics.on_step(StepStats(step=2, drafts=6, draft_tokens=35, drafts_accepted=(4, 2, 2)), 0)
     names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
     assert [number(metrics, f"spec_decode_{name}_total") for name in names] == [6, 35, 8]
     name = "spec_decode_num_accepted_tokens_per_pos_total"
     assert [number(metrics, name, position=str(i)) for i in range(4)] == [4, 2, 2, 0]
-    metrics.on_step(StepStats(step=1, drafts=1, draft_tokens=2, drafts_accepted=(1,)))  # anew
+    metrics.on_step(StepStats(step=1, drafts=1, draft_tokens=2, drafts_accepted=(1,)), 1)  # anew
     assert number(metrics, "spec_decode_num_accepted_tokens_total") == 9
 
 
@@ -185,7 +186,8 @@ def test_gauges_are_those_of_the_latest_step() -> None:
             blocks_used=4,
             host_blocks_total=4,
             host_blocks_used=1,
-        )
+        ),
+        0,
     )
     assert number(metrics, "num_requests_running") == 3
     assert number(metrics, "num_requests_waiting") == 2
@@ -197,13 +199,20 @@ def test_gauges_are_those_of_the_latest_step() -> None:
 
 def test_counters_go_on_when_a_new_engine_begins_at_zero() -> None:
     metrics = make()
-    metrics.on_step(StepStats(step=500, prefix_queries=1000, blocks_copied=5))
+    metrics.on_step(StepStats(step=500, prefix_queries=1000, blocks_copied=5), 0)
     metrics.on_engine(restarts=1, resumed=0, heartbeat_age=0.0)
-    metrics.on_step(StepStats(step=1, prefix_queries=10, blocks_copied=0))
-    metrics.on_step(StepStats(step=2, prefix_queries=12, blocks_copied=1))
+    metrics.on_step(StepStats(step=1, prefix_queries=10, blocks_copied=0), 1)
+    metrics.on_step(StepStats(step=2, prefix_queries=12, blocks_copied=1), 1)
     assert number(metrics, "prefix_cache_queries_total") == 1012
     assert number(metrics, "kv_blocks_copied_total") == 6
     assert number(metrics, "engine_restarts_total") == 1
+
+
+def test_engines_that_die_of_their_first_step_are_counted_each() -> None:
+    metrics = make()
+    for restarts in range(3):
+        metrics.on_step(StepStats(step=0, prefix_queries=100), restarts)
+    assert number(metrics, "prefix_cache_queries_total") == 300
 
 
 def test_tokens_are_counted_as_they_come() -> None:

@@ -1,8 +1,8 @@
 // Fetching of cells into the first-level cache before they are wanted.
 //
-// The processor's own prefetchers do not see through tables of blocks, and a core waits for so many
-// lines at once: asked for more, it forgets them (some 120 on Zen 5), or does nothing else until
-// there is room. So lines are asked for a few at a time, between other work.
+// The processor's own prefetchers do not see through tables of blocks, and a core has only so many
+// lines under way: what is asked for beyond them is forgotten (some 120 on Zen 5), or stops the core
+// until there is room. So lines are asked for a few at a time, between other work.
 #pragma once
 
 #include <immintrin.h>
