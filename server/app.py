@@ -81,7 +81,7 @@ def create_app(
     metrics = metrics or Metrics(
         model_name=default.name, longest_context=default.config.context_length
     )
-    engine.on_step(lambda stats: metrics.on_step(stats, engine.restarts))
+    engine.on_step(lambda stats: metrics.steps.note(stats, engine.restarts))
     engine.on_step(Throughput(metrics).on_step)
     admission = Admission(
         max_requests=settings.max_queue_requests,

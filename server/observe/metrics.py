@@ -7,19 +7,18 @@ stands what only octavo tells: step time, host overhead, rejections, restarts, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import zip_longest
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from octavo.engine.config import LONGEST_DRAFT, EngineConfig
+from octavo.engine.config import EngineConfig
 from octavo.engine.executor.base import Capacity
 from octavo.engine.params import FinishReason
-from octavo.engine.step import StepStats
 
 from . import families
 from .families import PREFIX, Families
 from .record import FinishedRequest
+from .steps import StepMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 REJECTIONS = (
@@ -33,73 +32,24 @@ REJECTIONS = (
 class Metrics:
     """One daemon's metrics. Use it from one thread.
 
-    What happens for each step or token is only noted: `render` makes metrics of it, when somebody
-    asks for them.
+    `steps` is told what the engine does. What happens for each step or token is only noted:
+    `render` makes metrics of it, when somebody asks for them.
     """
 
     def __init__(self, *, model_name: str, longest_context: int, engine: str = "0") -> None:
         """`longest_context` in tokens bounds the histograms of token numbers."""
         self._families = f = Families(model_name=model_name, engine=engine)
         self._engine = engine
-        self._latest = StepStats()  # the latest report, ...
-        self._latest_restarts = 0  # ... and how many engines had been started before its own
-        self._counted = StepStats()  # up to here `_count_steps` has counted
-        self._computed = StepStats()  # of the latest step that computed something
+        self.steps = StepMetrics(f)
         self.prompt_tokens_seen = 0
         self.output_tokens_seen = 0
         self._output_tokens_counted = 0
 
-        # Gauges, as of the latest step.
-        self._running = f.gauge("num_requests_running", "Sequences that are computed now.")
-        self._waiting = f.gauge("num_requests_waiting", "Sequences that wait for a step.")
-        self._waiting_by_reason = f.gauges(
-            "num_requests_waiting_by_reason",
-            "Sequences that wait, by what for; octavo defers none.",
-            "reason",
-            ("capacity", "deferred"),
-        )
-        self._swapped = f.gauge("num_requests_swapped", "Sequences swapped out to host memory.")
-        self._cache_usage = f.gauge(
-            "kv_cache_usage_perc", "Share of the KV blocks held by live sequences, 0 to 1."
-        )
-        self._host_cache_usage = f.gauge(
-            "cpu_cache_usage_perc", "Share of the host memory for swapped blocks in use, 0 to 1."
-        )
         states = ("awake", "weights_offloaded", "discard_all")
         sleep = f.gauges("engine_sleep_state", "1 for the engine's state.", "sleep_state", states)
         sleep["awake"].set(1)
 
-        # Counters. The engine's own totals are followed by field of StepStats.
-        self._followed = {
-            field: f.counter(name, text)
-            for field, name, text in (
-                ("prefix_queries", "prefix_cache_queries", "Tokens looked up in the prefix cache."),
-                ("prefix_hits", "prefix_cache_hits", "Tokens found in the prefix cache."),
-                ("blocks_swapped_out", "kv_blocks_swapped_out", "KV blocks moved to the host."),
-                ("blocks_swapped_in", "kv_blocks_swapped_in", "KV blocks moved back."),
-                ("blocks_copied", "kv_blocks_copied", "KV blocks copied on write."),
-                ("drafts", "spec_decode_num_drafts", "Drafts verified."),
-                ("draft_tokens", "spec_decode_num_draft_tokens", "Tokens of these drafts."),
-                (
-                    "audit_failures",
-                    "kv_block_audit_failures",
-                    "Errors in block accounting, mended.",
-                ),
-            )
-        }
-        self._accepted = f.counter(
-            "spec_decode_num_accepted_tokens", "Tokens of drafts that were right."
-        )
-        self._accepted_by_place = f.counters(
-            "spec_decode_num_accepted_tokens_per_pos",
-            "Tokens of drafts that were right, by their place in the draft.",
-            "position",
-            [str(place) for place in range(LONGEST_DRAFT)],
-        )
-        self._preemptions = f.counter("num_preemptions", "Sequences that gave way to others.")
-        self._preemptions_by_kind = f.counters(
-            "preemptions_by_kind", "Preemptions, by how.", "kind", ("recompute", "swap")
-        )
+        # Counters.
         self._prompt_tokens = f.counter("prompt_tokens", "Prompt tokens processed.")
         self._prompt_tokens_by_source = f.counters(
             "prompt_tokens_by_source",
@@ -119,9 +69,6 @@ class Metrics:
         )
 
         # Histograms.
-        self._step_tokens = f.unlocked_histogram(
-            "iteration_tokens_total", "Tokens computed in a step.", families.STEP_TOKENS
-        )
         self._first_token = f.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", families.FIRST_TOKEN
         )
@@ -156,19 +103,6 @@ class Metrics:
         self._n = f.histogram("request_params_n", "n of a request.", families.CHOICES)
 
         # What only octavo tells.
-        self._step_seconds = f.unlocked_histogram(
-            "step_time_seconds", "Computing a step.", families.STEP_SECONDS
-        )
-        self._host_seconds = f.unlocked_histogram(
-            "step_host_time_seconds", "Planning and committing a step.", families.STEP_SECONDS
-        )
-        self._step_sequences = f.unlocked_histogram(
-            "step_sequences", "Sequences computed in a step.", families.STEP_SEQUENCES
-        )
-        self._graphs = {
-            state: f.gauge(f"graphs_{state}", f"Graphs of steps that are alike, {text}.")
-            for state, text in (("recorded", "so far"), ("planned", "in the end"))
-        }
         self._rejected = f.counters(
             "requests_rejected", "Requests refused by the front end.", "reason", REJECTIONS
         )
@@ -227,44 +161,6 @@ class Metrics:
         self._memory.clear()
         for part, size in capacity.memory.items():
             self._memory.labels(engine=self._engine, part=part).set(size)
-
-    def on_step(self, stats: StepStats, restarts: int) -> None:
-        """A step has ended. With more `restarts` it is a new engine's, whose totals began at 0."""
-        if restarts != self._latest_restarts:
-            self._count_steps()
-            self._counted, self._latest_restarts = StepStats(), restarts
-        self._latest = stats
-        if stats.tokens_computed:
-            self._computed = stats
-            self._step_tokens.observe(stats.tokens_computed)
-            self._step_sequences.observe(stats.sequences_computed)
-            self._step_seconds.observe(stats.step_seconds)
-            self._host_seconds.observe(stats.host_seconds)
-
-    def _count_steps(self) -> None:
-        """Make gauges and counters tell what the latest step told."""
-        stats, last = self._latest, self._counted
-        self._running.set(stats.running)
-        self._waiting.set(stats.waiting)
-        self._waiting_by_reason["capacity"].set(stats.waiting)
-        self._swapped.set(stats.swapped)
-        self._cache_usage.set(_share(stats.blocks_used, stats.blocks_total))
-        self._host_cache_usage.set(_share(stats.host_blocks_used, stats.host_blocks_total))
-        self._graphs["recorded"].set(self._computed.graphs_recorded)
-        self._graphs["planned"].set(self._computed.graphs_planned)
-        for field, counter in self._followed.items():
-            counter.inc(max(0, getattr(stats, field) - getattr(last, field)))
-        places = zip_longest(stats.drafts_accepted, last.drafts_accepted, fillvalue=0)
-        for place, (accepted, before) in enumerate(places):
-            grown = max(0, accepted - before)
-            self._accepted_by_place[str(place)].inc(grown)
-            self._accepted.inc(grown)
-        for kind, counter in self._preemptions_by_kind.items():
-            field = f"preemptions_{kind}"
-            grown = max(0, getattr(stats, field) - getattr(last, field))
-            counter.inc(grown)
-            self._preemptions.inc(grown)
-        self._counted = stats
 
     def on_first_token(self, *, seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt has been computed: its first token is here, `seconds` after arrival."""
@@ -338,7 +234,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything in text format 0.0.4, to be sent as `CONTENT_TYPE`."""
-        self._count_steps()
+        self.steps.count()
         self._output_tokens.inc(self.output_tokens_seen - self._output_tokens_counted)
         self._output_tokens_counted = self.output_tokens_seen
         return generate_latest(self._families.registry)
@@ -353,7 +249,3 @@ _CACHE_LABELS = (
     "gpu_memory_utilization",
     "enable_prefix_caching",
 )
-
-
-def _share(used: int, total: int) -> float:
-    return used / total if total else 0.0

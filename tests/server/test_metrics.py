@@ -128,7 +128,7 @@ def test_labels_have_the_values_dashboards_filter_by() -> None:
 
 def test_steps_move_gauges_and_counters() -> None:
     metrics = make()
-    metrics.on_step(
+    metrics.steps.note(
         StepStats(
             step=1,
             running=3,
@@ -150,7 +150,7 @@ def test_steps_move_gauges_and_counters() -> None:
         0,
     )
     totals = {"prefix_hits": 60, "preemptions_recompute": 2, "preemptions_swap": 1}
-    metrics.on_step(StepStats(step=2, prefix_queries=150, **totals), 0)
+    metrics.steps.note(StepStats(step=2, prefix_queries=150, **totals), 0)
     assert number(metrics, "num_requests_running") == 0
     assert number(metrics, "kv_cache_usage_perc") == 0
     assert number(metrics, "prefix_cache_queries_total") == 150
@@ -164,19 +164,19 @@ def test_steps_move_gauges_and_counters() -> None:
 
 def test_drafts_are_counted_by_what_came_of_them() -> None:
     metrics = make()
-    metrics.on_step(StepStats(step=1, drafts=4, draft_tokens=20, drafts_accepted=(3, 1)), 0)
-    metrics.on_step(StepStats(step=2, drafts=6, draft_tokens=35, drafts_accepted=(4, 2, 2)), 0)
+    metrics.steps.note(StepStats(step=1, drafts=4, draft_tokens=20, drafts_accepted=(3, 1)), 0)
+    metrics.steps.note(StepStats(step=2, drafts=6, draft_tokens=35, drafts_accepted=(4, 2, 2)), 0)
     names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
     assert [number(metrics, f"spec_decode_{name}_total") for name in names] == [6, 35, 8]
     name = "spec_decode_num_accepted_tokens_per_pos_total"
     assert [number(metrics, name, position=str(i)) for i in range(4)] == [4, 2, 2, 0]
-    metrics.on_step(StepStats(step=1, drafts=1, draft_tokens=2, drafts_accepted=(1,)), 1)  # anew
+    metrics.steps.note(StepStats(step=1, drafts=1, draft_tokens=2, drafts_accepted=(1,)), 1)  # anew
     assert number(metrics, "spec_decode_num_accepted_tokens_total") == 9
 
 
 def test_gauges_are_those_of_the_latest_step() -> None:
     metrics = make()
-    metrics.on_step(
+    metrics.steps.note(
         StepStats(
             step=1,
             running=3,
@@ -199,10 +199,10 @@ def test_gauges_are_those_of_the_latest_step() -> None:
 
 def test_counters_go_on_when_a_new_engine_begins_at_zero() -> None:
     metrics = make()
-    metrics.on_step(StepStats(step=500, prefix_queries=1000, blocks_copied=5), 0)
+    metrics.steps.note(StepStats(step=500, prefix_queries=1000, blocks_copied=5), 0)
     metrics.on_engine(restarts=1, resumed=0, heartbeat_age=0.0)
-    metrics.on_step(StepStats(step=1, prefix_queries=10, blocks_copied=0), 1)
-    metrics.on_step(StepStats(step=2, prefix_queries=12, blocks_copied=1), 1)
+    metrics.steps.note(StepStats(step=1, prefix_queries=10, blocks_copied=0), 1)
+    metrics.steps.note(StepStats(step=2, prefix_queries=12, blocks_copied=1), 1)
     assert number(metrics, "prefix_cache_queries_total") == 1012
     assert number(metrics, "kv_blocks_copied_total") == 6
     assert number(metrics, "engine_restarts_total") == 1
@@ -211,7 +211,7 @@ def test_counters_go_on_when_a_new_engine_begins_at_zero() -> None:
 def test_engines_that_die_of_their_first_step_are_counted_each() -> None:
     metrics = make()
     for restarts in range(3):
-        metrics.on_step(StepStats(step=0, prefix_queries=100), restarts)
+        metrics.steps.note(StepStats(step=0, prefix_queries=100), restarts)
     assert number(metrics, "prefix_cache_queries_total") == 300
 
 
